@@ -1,0 +1,22 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+    """What `register(subparsers)` of every command gets."""
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`--set key.path=value`, as often as wanted; lands in `args.overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE",
+        help="set a key of the station file, such as source.frame_lines=37; may be given several times",
+    )

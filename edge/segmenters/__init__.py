@@ -1,0 +1,58 @@
+"""Segmenters turn lines into rows of the class mask, in strip order: by streaming, by slabs, or behind a gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.frame import Lines
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRows:
+    """Finished rows of the mask, in strip order without holes within one run of lines.
+
+    first_line: strip coordinate of `mask[0]`.
+    mask: (h, w) uint8, class index per pixel, 0 background.
+    confidence: (h, w) uint8, the probability of that pixel's class in steps of 1/255; 0 where the mask is 0.
+    segmented: rows that the segmentation network saw, at least in one tile; False: the gate alone looked at them.
+    gate_scores: (tiles across,) float32, the gate's score of each tile of this tile row; None in dense mode.
+    tile_columns: columns of one tile of `gate_scores`; 0 in dense mode.
+    """
+
+    first_line: int
+    mask: npt.NDArray[np.uint8]
+    confidence: npt.NDArray[np.uint8]
+    segmented: bool = True
+    gate_scores: npt.NDArray[np.float32] | None = None
+    tile_columns: int = 0
+
+    @property
+    def line_stop(self) -> int:
+        return self.first_line + self.mask.shape[0]
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Lines in, finished mask rows out. What comes out never depends on how the lines were cut into pushes.
+
+    A run is an unbroken series of lines. `start(first_line, context)` begins one; `push` takes its lines in any
+    portions; `flush` ends it and returns what is left. Rows before `first_line` are never returned.
+    lag_lines: how many lines after a row its mask can be out at the latest, chunking included.
+    context_lines: lines before `first_line` that `start` wants to give the bits of an unbroken run (a restart in the
+        middle of a strip). 0 lines of context: the strip, or the run after lost lines, begins here and is reflected.
+    """
+
+    @property
+    def lag_lines(self) -> int: ...
+
+    def context_lines(self, first_line: int) -> int: ...
+
+    def start(self, first_line: int, context: Lines | None = None) -> None: ...
+
+    def push(self, lines: Lines) -> list[MaskRows]: ...
+
+    def flush(self) -> list[MaskRows]: ...

@@ -1,0 +1,51 @@
+"""Sessions: an engine file loaded and runnable on one backend."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Batch = npt.NDArray[np.uint8]
+"""(n, c, h, w) uint8, what a camera delivers; normalisation is inside the engine."""
+Scores = npt.NDArray[np.float32]
+"""Segmenter: (n, classes, h, w) logits; classifier: (n, classes) logits."""
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One engine, ready to infer. Rows of a batch do not depend on each other nor on the batch's size, bit for bit."""
+
+    backend: str
+
+    def infer(self, batch: Batch) -> Scores:
+        """Scores of a batch. The array may be reused by the next call: copy what must live longer."""
+        ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+@runtime_checkable
+class StreamingSession(Protocol):
+    """A streaming engine at one width and chunk height: every step takes the next lines and gives finished rows.
+
+    Row 0 of step k's scores is strip row `k * chunk_lines - lag_lines`, counted from the first line fed after `reset`.
+    """
+
+    backend: str
+    chunk_lines: int
+    lag_lines: int
+
+    def step(self, chunk: Batch) -> Scores:
+        """chunk (1, 1, chunk_lines, width) -> scores (1, classes, chunk_lines, width)."""
+        ...
+
+    def reset(self) -> None: ...
+
+    def __enter__(self) -> StreamingSession: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
