@@ -8,13 +8,12 @@ scratch that stays within 8 columns over `share` of the distance is taken for di
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edge.regions import BLOCK_LINES
+from edge.blocks import BLOCK_LINES
 
 BIN_COLUMNS = 8
 """Columns of a bin, and bytes of the 64-bit word as which a bin's pixels are tested at once."""
@@ -78,7 +77,7 @@ class FixedColumns:
         bounds = np.flatnonzero(np.diff(weak, prepend=False, append=False)).tolist()
         dirty = np.zeros_like(self._dirty)
         raised = []
-        for start, stop in itertools.zip_longest(bounds[::2], bounds[1::2]):
+        for start, stop in zip(bounds[::2], bounds[1::2], strict=True):
             known = bool(self._dirty[start:stop].any())
             if known or strong[start:stop].any():
                 dirty[start:stop] = True
@@ -94,6 +93,6 @@ class FixedColumns:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._segment = state["segment"]
-        self._counts = np.array(state["counts"], np.int64).reshape(self._counts.shape)
+        self._counts[:] = state["counts"]
         self._dirty[:] = False
         self._dirty[state["dirty"]] = True

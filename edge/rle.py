@@ -18,7 +18,7 @@ def encode_runs(mask: Binary) -> tuple[Run, ...]:
     >>> encode_runs(np.array([[0, 1, 1], [1, 0, 1]], np.uint8))
     ((1, 3), (5, 1))
     """
-    starts, stops = _run_bounds(np.asarray(mask).ravel())
+    starts, stops = _run_bounds(mask.ravel())
     return tuple(zip(starts.tolist(), (stops - starts).tolist(), strict=True))
 
 
@@ -41,7 +41,7 @@ def encode_columns(mask: Binary) -> str:
     >>> encode_columns(np.array([[0, 1], [1, 1]], np.uint8))
     '2 3'
     """
-    starts, stops = _run_bounds(np.asarray(mask).T.ravel())
+    starts, stops = _run_bounds(mask.T.ravel())
     return " ".join(f"{start + 1} {stop - start}" for start, stop in zip(starts.tolist(), stops.tolist(), strict=True))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge.bundle import Bundle
-from edge.config import ClassRule, FolderSource, StationConfig
+from edge.config import FolderSource, StationConfig
 from edge.errors import ConfigError
+from edge.filters import resolve_rules
 from edge.manifest import Manifest
 
 
@@ -56,31 +57,14 @@ def _segmenter_faults(config: StationConfig, manifest: Manifest) -> list[str]:
     if config.mode == "dense":
         if config.chunk_lines % manifest.stride:
             faults.append(f"chunk_lines: got {config.chunk_lines}; expected a multiple of {manifest.stride}, the bundle's stride")
-        if config.dense == "streaming" and manifest.streaming is None:
+        # a station that does not say gets slabs, which find the same; one that says so wants to know
+        if config.dense == "streaming" and "dense" in config.model_fields_set and manifest.streaming is None:
             faults.append(f"dense: got streaming; {config.bundle} cannot stream: expected slabs")
-    defects = manifest.classes[1:]
-    for name in config.filters.classes:
-        if name not in defects:
-            faults.append(f"filters.classes.{name}: not a defect class of {config.bundle}; expected {' or '.join(defects)}")
-    for name in defects:
-        key = f"filters.classes.{name}" if name in config.filters.classes else "filters.default"
-        rule = config.filters.classes.get(name, config.filters.default)
-        fault = _unordered(rule, manifest, name, key)
-        if fault and fault not in faults:
-            faults.append(fault)
+    try:
+        resolve_rules(config.filters, manifest.classes, manifest.thresholds, config.scale)
+    except ConfigError as error:
+        faults += str(error).splitlines()
     return faults
-
-
-def _unordered(rule: ClassRule, manifest: Manifest, name: str, key: str) -> str | None:
-    """A rule that sets one of low and high, and crosses the bundle's other one."""
-    own = manifest.thresholds.get(name)
-    if own is None or (rule.low is None) == (rule.high is None):
-        return None
-    if rule.low is not None and rule.low > own.high:
-        return f"{key}.low: got {rule.low}, above high {own.high} of {name} in the bundle; expected at most that, or set high too"
-    if rule.high is not None and rule.high < own.low:
-        return f"{key}.high: got {rule.high}, below low {own.low} of {name} in the bundle; expected at least that, or set low too"
-    return None
 
 
 def _gate_faults(named: str, manifest: Manifest) -> list[str]:

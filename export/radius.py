@@ -55,7 +55,7 @@ def measure_reach(model: onnx.ModelProto) -> Reach:
             return Reach(stride, radius)
     raise ExportError(
         f"a pixel of the network's output depends on input more than {LARGEST_FIELD // 2} px away; "
-        "expected a local network: one that pools over the whole tile has no halo, and runs on tiles of the size it was trained with"
+        "expected a local network: one that pools over the whole tile has no halo"
     )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edge.config import Scale
 from edge.errors import ConfigError
 from edge.sources.planting import DefectKind
-from edge.sources.simulated import SteelStrip
+from edge.sources.steel_strip import SteelStrip
 from training.augmentation import Example, cut, mosaic, relight, resize, turn
 from training.recipe import Augmentation, Images, Recipe, SimulatedStrips
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge.config import Scale
 from edge.sources.noise import GAUSSIAN_SIGMA, Floats, gaussian_like, uniform
-from edge.sources.planting import DefectKind, Scratch, Spot
+from edge.sources.planting import STEEPEST, DefectKind, Scratch, Spot
 
 Contrast = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -56,6 +56,9 @@ def draw_spot(spot: Spot, scale: Scale, texture: float, grey: float) -> Patch:
     draw = {DefectKind.RUST: _rust, DefectKind.PIT: _pit, DefectKind.INCLUSION: _inclusion}[spot.kind]
     cover, contrast = draw(spot, chance, y, x, texture, grey)
     mask = _connected(cover >= 0.5)
+    if not mask.any():
+        # smaller than a pixel: the one in its middle
+        mask[height // 2, width // 2], contrast[height // 2, width // 2] = True, -0.6
     # what hangs on no part of the region is not drawn: one planted defect is one region
     near = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     return Patch(line, column, np.asarray(np.where(near, contrast, 0.0), np.float32), mask)
@@ -82,7 +85,11 @@ def _rust(spot: Spot, chance: random.Random, y: Floats, x: Floats, texture: floa
     wanted = needed_contrast(chance, texture)
     headroom = (_BRIGHTEST - grey) / grey
     light = chance.random() < 0.3 and headroom > wanted
-    mottle = 1.0 + 0.16 * _smooth_noise(cover.shape, 2.0, spot.key, 2) + 0.12 * _smooth_noise(cover.shape, max(2.0, size_px / 10), spot.key, 3)
+    mottle = (
+        1.0
+        + 0.16 * _smooth_noise(cover.shape, 2.0, spot.key, 2)
+        + 0.12 * _smooth_noise(cover.shape, max(2.0, size_px / 10), spot.key, 3)
+    )
     return cover, cover * np.clip(mottle, 0.6, 1.5) * (min(wanted, headroom) if light else -min(wanted, 0.7))
 
 
@@ -112,7 +119,9 @@ def _inclusion(spot: Spot, chance: random.Random, y: Floats, x: Floats, texture:
     for _ in range(chance.randint(1, 5)):
         length = chance.uniform(0.15, 0.45)
         half = chance.uniform(0.12, 0.22)
-        spindles.append((chance.uniform(-0.9 + length, 0.9 - length), chance.choice((-1.0, 1.0)) * chance.uniform(0.2, 0.5), length, half))
+        spindles.append(
+            (chance.uniform(-0.9 + length, 0.9 - length), chance.choice((-1.0, 1.0)) * chance.uniform(0.2, 0.5), length, half)
+        )
     for centre_y, centre_x, length, half in spindles:
         along = np.clip(1.0 - np.abs((y - centre_y) / length) ** 2.5, 0.0, 1.0) ** 0.5
         # never thinner than a pixel where it is there at all, else it would fall apart
@@ -143,20 +152,22 @@ def scratch_look(scratch: Scratch, texture: float, grey: float) -> ScratchLook:
     return ScratchLook(knots, scratch.length_mm / (count - 1), min(0.12 * scratch.length_mm, 15.0))
 
 
-def draw_scratch(scratch: Scratch, look: ScratchLook, scale: Scale, first_line: int, count: int) -> tuple[int, Contrast, Mask] | None:
+def draw_scratch(
+    scratch: Scratch, look: ScratchLook, scale: Scale, first_line: int, count: int
+) -> tuple[int, Contrast, Mask] | None:
     """The part of a scratch that crosses some lines: first column, contrast and mask (count, columns); None where none does.
 
     Every line is drawn from its own number alone.
     """
-    along = (np.arange(first_line, first_line + count) + 0.5) * scale.mm_per_line - scratch.start_mm
+    along: Floats = (np.arange(first_line, first_line + count, dtype=np.float64) + 0.5) * scale.mm_per_line - scratch.start_mm
     present = (along >= 0.0) & (along < scratch.length_mm)
     if not present.any():
         return None
     middle = scratch.across_mm(along + scratch.start_mm) / scale.mm_per_column
-    # two pixels at least: a thinner line is not one region of pixels any more
-    half = max(scratch.width_mm / scale.mm_per_column, 2.0) / 2
-    column = int(math.floor(float(middle[present].min()) - half)) - 1
-    stop = int(math.ceil(float(middle[present].max()) + half)) + 2
+    # two pixels, and what it wanders from one line to the next, at least: a thinner line is not one region of pixels any more
+    half = max(scratch.width_mm, STEEPEST * scale.mm_per_line, 2.0 * scale.mm_per_column) / scale.mm_per_column / 2
+    column = math.floor(float(middle[present].min()) - half) - 1
+    stop = math.ceil(float(middle[present].max()) + half) + 2
     centres = np.arange(column, stop) + 0.5
     cover = np.clip(0.5 + half - np.abs(centres[None] - middle[:, None]), 0.0, 1.0) * present[:, None]
     position = np.clip(along / look.knot_mm, 0.0, look.knots.size - 1)

@@ -24,7 +24,7 @@ def raw(count: int, *key: int) -> npt.NDArray[np.uint64]:
 
 def uniform(count: int, *key: int) -> Floats:
     """(count,) float64 in [0, 1)."""
-    return (raw(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.asarray((raw(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
 def gaussian_like(count: int, *key: int) -> npt.NDArray[np.int16]:
@@ -32,7 +32,7 @@ def gaussian_like(count: int, *key: int) -> npt.NDArray[np.int16]:
     words = raw((count + 1) // 2, *key).view(np.uint32)[:count]
     pairs = (words & np.uint32(0x00FF00FF)) + ((words >> np.uint32(8)) & np.uint32(0x00FF00FF))
     sums = (pairs + (pairs >> np.uint32(16))) & np.uint32(0xFFFF)
-    return sums.astype(np.int16) - np.int16(510)
+    return np.asarray(sums.astype(np.int16) - np.int16(510))
 
 
 class ValueNoise:

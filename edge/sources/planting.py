@@ -28,6 +28,12 @@ _MOST_PER_CELL = 256
 _SCRATCH_SHORTEST_MM = 20.0
 _PATH_STEP_MM = 40.0
 """Distance between two knots of a scratch's path."""
+_SLANT, _SWAY_MM, _SWAY_SHARE = 0.45, 1.5, 0.02
+STEEPEST = _SLANT + 0.12
+"""Steepest path of a scratch across over along, in mm per mm: its slant, and two sways of 1.5 mm between knots 26.7 mm apart.
+
+Knots are nearest to each other, for their sway, in a scratch of just over two steps of 40 mm, which gets three.
+"""
 
 
 class DefectKind(enum.IntEnum):
@@ -85,12 +91,13 @@ class Scratch:
 
 
 class Planting:
-    """The defects of an endless strip whose steel spans `steel_mm` across."""
+    """The defects of an endless strip whose steel spans `steel_mm` across; no spot is longer than `longest_spot_mm`."""
 
-    def __init__(self, defects: SimulatedDefects, steel_mm: tuple[float, float], seed: int) -> None:
+    def __init__(self, defects: SimulatedDefects, steel_mm: tuple[float, float], longest_spot_mm: float, seed: int) -> None:
         self._defects = defects
         self._left, self._right = steel_mm[0] + EDGE_MM, steel_mm[1] - EDGE_MM
         self._seed = seed
+        self._longest_spot_mm = longest_spot_mm
         self._scratch_cell_mm = max(defects.scratch_max_mm, SPOT_CELL_MM)
         self._scratch_candidates = lru_cache(maxsize=8)(self._draw_scratches)
         self._spot_candidates = lru_cache(maxsize=64)(self._draw_spots)
@@ -123,9 +130,9 @@ class Planting:
             length = shortest * (longest / shortest) ** chance.random()
             width = chance.uniform(*SCRATCH_WIDTHS_MM)
             knots = max(2, math.ceil(length / _PATH_STEP_MM) + 1)
-            slant = chance.uniform(-1.0, 1.0) * min(0.45 * length, 120.0, 0.4 * max(0.0, self._right - self._left))
+            slant = chance.uniform(-1.0, 1.0) * min(_SLANT * length, 120.0, 0.4 * max(0.0, self._right - self._left))
             middle = self._left + chance.random() * (self._right - self._left)
-            sway = min(1.5, 0.02 * length)
+            sway = min(_SWAY_MM, _SWAY_SHARE * length)
             key = chance.getrandbits(48)
             path = [middle + slant * (i / (knots - 1) - 0.5) + chance.uniform(-sway, sway) for i in range(knots)]
             # moved inwards as a whole rather than bent at the margin
@@ -138,7 +145,9 @@ class Planting:
     def _keep_scratches(self, cell: int) -> list[Scratch]:
         rivals = [s for c in range(max(0, cell - 1), cell + 2) for s in self._scratch_candidates(c)]
         return [
-            mine for mine in self._scratch_candidates(cell) if not any(r.key > mine.key and _scratches_meet(r, mine) for r in rivals)
+            mine
+            for mine in self._scratch_candidates(cell)
+            if not any(r.key > mine.key and _scratches_meet(r, mine) for r in rivals)
         ]
 
     def _draw_spots(self, cell: int) -> list[Spot]:
@@ -153,11 +162,11 @@ class Planting:
             shortest, longest = SPOT_SIZES_MM[kind]
             for _ in range(_count(chance, SPOT_CELL_MM, every_mm)):
                 along = (cell + chance.random()) * SPOT_CELL_MM
-                size = shortest * (longest / shortest) ** chance.random()
+                size = min(shortest * (longest / shortest) ** chance.random(), self._longest_spot_mm)
                 slender = {DefectKind.RUST: (0.5, 1.0), DefectKind.PIT: (0.85, 1.0), DefectKind.INCLUSION: (0.1, 0.25)}[kind]
                 width = size * chance.uniform(*slender)
                 if kind is DefectKind.INCLUSION:
-                    width = max(width, 1.5)
+                    width = max(width, min(1.5, size))
                 where = chance.random()
                 key = chance.getrandbits(48)
                 room = self._right - self._left - width

@@ -30,7 +30,17 @@ _DARKEST_STEEL = 24
 _FIELD_LIMIT = 240
 """Eighths of a grey level that the slow field may reach: 2 * 240 * 63 still fits int16."""
 
-_STREAM_LOOK, _STREAM_A, _STREAM_B, _STREAM_STREAKS, _STREAM_BLOTCHES, _STREAM_DRIFT, _STREAM_EDGE, _STREAM_DARK, _STREAM_COLUMN = range(9)
+(
+    _STREAM_LOOK,
+    _STREAM_A,
+    _STREAM_B,
+    _STREAM_STREAKS,
+    _STREAM_BLOTCHES,
+    _STREAM_DRIFT,
+    _STREAM_EDGE,
+    _STREAM_DARK,
+    _STREAM_COLUMN,
+) = range(9)
 
 Int16 = npt.NDArray[np.int16]
 
@@ -141,7 +151,8 @@ class CleanSteel:
         power = float((weights**2).sum()) ** 0.5 * GAUSSIAN_SIGMA
         streaks = sum(_box_sum(fine, 2 * half + 1) / (power * (2 * half + 1) ** 0.5) for half in self._streak_scales)
 
-        coarse = sum(self._blotch_noise(row).astype(np.int32) for row in range(knot, knot + 2 * _REACH + 1))
+        rows = [self._blotch_noise(row) for row in range(knot, knot + 2 * _REACH + 1)]
+        coarse = np.asarray(np.sum(rows, axis=0, dtype=np.int32))
         columns = np.arange(self.width)
         low, inside = columns // self._blotch_columns, (columns % self._blotch_columns) / self._blotch_columns
         inside = inside * inside * (3.0 - 2.0 * inside)
@@ -150,7 +161,7 @@ class CleanSteel:
         line = np.array([knot * _KNOT_LINES], np.int64)
         drift = float(self._drifts[0].at(line)[0] * 0.5 + self._drifts[1].at(line)[0])
         share = self._streak * streaks / len(self._streak_scales) ** 0.5 + self._blotch * blotches + self._drift_share * drift
-        return np.clip(np.rint(8.0 * self._gain * share), -_FIELD_LIMIT, _FIELD_LIMIT).astype(np.int16)
+        return np.asarray(np.clip(np.rint(8.0 * self._gain * share), -_FIELD_LIMIT, _FIELD_LIMIT).astype(np.int16))
 
 
 class _Edge:
@@ -174,14 +185,19 @@ class _Edge:
 
 
 def _bank(period: int, width: int, key: tuple[int, int], fine: float, streak_lines: int) -> npt.NDArray[np.float32]:
-    """(period, width) float32 grain of unit variance that closes on itself: `fine` of it white, the rest 3x3 and short streaks."""
+    """(period, width) float32 grain of unit variance that closes on itself.
+
+    fine: share of its variance that is white; the rest is 3x3 grain and streaks of `streak_lines`.
+    """
     white = gaussian_like(period * width, *key).reshape(period, width).astype(np.float32)
     half = streak_lines // 2
     closed = np.concatenate([white[-half - 1 :], white, white[: half + 1]])
     # sums of integers below 2**24: exact in float32, in any order
     soft = cv2.boxFilter(closed, cv2.CV_32F, (3, 3), normalize=False)[half + 1 : -half - 1]
     # the streaks' noise is that of other columns, else they would follow the white grain
-    streaks = cv2.boxFilter(np.roll(closed, width // 2, axis=1), cv2.CV_32F, (1, 2 * half + 1), normalize=False)[half + 1 : -half - 1]
+    streaks = cv2.boxFilter(np.roll(closed, width // 2, axis=1), cv2.CV_32F, (1, 2 * half + 1), normalize=False)[
+        half + 1 : -half - 1
+    ]
     shares = np.array([fine, (1.0 - fine) * 0.65, (1.0 - fine) * 0.35], np.float32) ** np.float32(0.5)
     scale = shares / np.array([1.0, 3.0, (2 * half + 1) ** 0.5], np.float32) / np.float32(GAUSSIAN_SIGMA)
     return np.asarray(white * scale[0] + soft * scale[1] + streaks * scale[2], np.float32)

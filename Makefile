@@ -1,0 +1,52 @@
+# make demo: see it run. make test: prove it. Both set everything up in .venv first; a second call finds it done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    simulated strip, shipped engines, embedded broker, score card (about 20 s; no torch)"
+	@echo "make test    every test; installs torch and the test tools too"
+	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make clean   remove .venv and what tools left; out/ and runs/ stay"
+	@echo "PYTHON=python3.12 names another interpreter; ARGS='...' goes to rust-edge demo or pytest."
+
+demo: $(VENV)/.demo
+	$(BIN)/rust-edge demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/.pip:
+	@command -v $(PYTHON) >/dev/null || { echo "got no $(PYTHON); expected Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); expected Python 3.10 or newer: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml
+	@echo "installing rust-edge with its demo into $(VENV) ..."
+	$(PIP) install -q -e '.[demo]'
+	@touch $@
+
+# One resolution: the group's pinned torch satisfies the range of the extras.
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml
+	@echo "installing rust-edge with torch and the test tools into $(VENV) ..."
+	$(PIP) install -q --group dev -e '.[demo,export,train]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""Dense inspection, every line computed once: chunks of lines through the streaming engine, which carries its state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge.frame import Lines
+from edge.scores import Activation, classify
+from edge.segmenters import MaskRows
+from edge.segmenters.spans import SpanFeed, check_geometry
+from edge.sessions import StreamingSession
+from edge.window import padded_columns
+
+
+class StreamingSegmenter:
+    """The mask that one inference over the whole run, reflected by `halo` at its four sides, gives.
+
+    session: made for chunks of `padded_columns(width, halo, stride)` columns; its chunk height is the one used here.
+    halo: at least the engine's receptive radius, a multiple of the stride.
+    Chunk k always holds the strip's lines [k * chunk_lines - halo, (k + 1) * chunk_lines - halo), so that a restart in
+    the middle, and kernels whose rounding depends on a row's place in the chunk, give the same bits. Raises ConfigError.
+    """
+
+    def __init__(self, session: StreamingSession, *, width: int, halo: int, stride: int, activation: Activation) -> None:
+        check_geometry(halo=halo, stride=stride, chunk_lines=session.chunk_lines)
+        chunk_lines = session.chunk_lines
+        self._session = session
+        self._activation: Activation = activation
+        self._halo = halo
+        self._columns = slice(halo, halo + width)
+        delay = halo + session.lag_lines
+        self._feed = SpanFeed(width, step=chunk_lines, before=halo, after=chunk_lines - halo, delay=delay)
+        self._chunk = np.empty((1, 1, chunk_lines, padded_columns(width, halo, stride)), np.uint8)
+        self._delay = delay
+
+    @property
+    def lag_lines(self) -> int:
+        """Lines after a row at which its mask is out: the engine's lag and one chunk, at a run's begin the halo and one chunk."""
+        return self._feed.lag_lines
+
+    def context_lines(self, first_line: int) -> int:
+        """Lines before `first_line` from which the state can be built up again."""
+        return self._feed.context_lines(first_line)
+
+    def start(self, first_line: int, context: Lines | None = None) -> None:
+        """Begin a run; what the state held is forgotten."""
+        self._session.reset()
+        self._feed.start(first_line, context)
+
+    def push(self, lines: Lines) -> list[MaskRows]:
+        """Take the next lines, (h, width) uint8; finished rows come out chunk by chunk."""
+        return [rows for span in self._feed.push(lines) for rows in self._step(span)]
+
+    def flush(self) -> list[MaskRows]:
+        """End the run: reflected lines push the last rows out."""
+        return [rows for span in self._feed.finish() for rows in self._step(span)]
+
+    def _step(self, span: int) -> list[MaskRows]:
+        first = span * self._feed.step
+        chunk = self._chunk[0, 0]
+        self._feed.window.cut(first - self._halo, first + self._feed.after, -self._halo, chunk.shape[1] - self._halo, out=chunk)
+        scores = self._session.step(self._chunk)
+        start, stop = self._feed.rows(span)
+        if stop <= start:
+            return []
+        top = first - self._delay
+        mask, confidence = classify(scores[0, :, start - top : stop - top, self._columns], self._activation)
+        return [MaskRows(start, mask, confidence)]

@@ -1,0 +1,106 @@
+"""Classes and confidences from logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.scores import classify, gate_scores
+
+logits = st.floats(-30, 30, width=32)
+
+
+def planes(rng: np.random.Generator, channels: int, lines: int, columns: int, clean: float = 0.5) -> np.ndarray:
+    scores = rng.normal(size=(channels, lines, columns)).astype(np.float32) * 4
+    scores[0, rng.random((lines, columns)) < clean] = 40
+    return scores
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    powers = np.exp(scores.astype(np.float64) - scores.max(axis=0))
+    return powers / powers.sum(axis=0)
+
+
+@given(
+    seed=st.integers(0, 99),
+    channels=st.integers(1, 6),
+    lines=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    clean=st.floats(0, 1),
+)
+def test_softmax_class_is_the_arg_max_and_confidence_its_probability(seed, channels, lines, columns, clean):
+    scores = planes(np.random.default_rng(seed), channels, lines, columns, clean)
+    mask, confidence = classify(scores, "softmax")
+    np.testing.assert_array_equal(mask, scores.argmax(axis=0))
+    exact = np.where(mask > 0, softmax(scores).max(axis=0) * 255, 0)
+    assert np.abs(confidence - exact).max() <= 0.5 + 1e-6
+    assert (confidence[mask > 0] > 0).all()
+    assert mask.dtype == confidence.dtype == np.uint8
+
+
+@given(seed=st.integers(0, 99), channels=st.integers(1, 6), lines=st.integers(1, 40), columns=st.integers(1, 40))
+def test_sigmoid_class_is_the_highest_channel_at_or_above_one_half(seed, channels, lines, columns):
+    scores = np.random.default_rng(seed).normal(size=(channels, lines, columns)).astype(np.float32) * 3
+    mask, confidence = classify(scores, "sigmoid")
+    probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    found = probability.max(axis=0) >= 0.5
+    np.testing.assert_array_equal(mask, np.where(found, scores.argmax(axis=0) + 1, 0))
+    assert np.abs(confidence - np.where(found, probability.max(axis=0) * 255, 0)).max() <= 0.5 + 1e-6
+
+
+def test_equal_scores_go_to_the_lowest_class():
+    scores = np.array([[0, -1, -1], [0, 2, -2], [0, 2, -1]], np.float32).reshape(3, 1, 3)
+    assert classify(scores, "softmax")[0].tolist() == [[0, 1, 0]]
+    assert classify(scores[1:], "sigmoid")[0].tolist() == [[1, 1, 0]]
+
+
+def test_a_sigmoid_logit_of_zero_is_a_defect_with_half_confidence():
+    mask, confidence = classify(np.zeros((1, 1, 1), np.float32), "sigmoid")
+    assert (mask.item(), confidence.item()) == (1, 128)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_huge_logits_stay_within_range(activation):
+    scores = np.array([[-3e38, 0], [3e38, -3e38], [0, 3e38]], np.float32).reshape(3, 1, 2)
+    mask, confidence = classify(scores, activation)
+    assert mask.all()
+    assert (confidence == 255).all()
+
+
+@given(seed=st.integers(0, 99), activation=st.sampled_from(["softmax", "sigmoid"]), data=st.data())
+def test_a_pixel_does_not_depend_on_what_is_classified_with_it(seed, activation, data):
+    scores = planes(np.random.default_rng(seed), 4, 23, 31)
+    top, left = data.draw(st.integers(0, 22)), data.draw(st.integers(0, 30))
+    bottom, right = data.draw(st.integers(top + 1, 23)), data.draw(st.integers(left + 1, 31))
+    part = (slice(None), slice(top, bottom), slice(left, right))
+    for alone in (scores[part], np.ascontiguousarray(scores[part])):
+        for got, expected in zip(classify(alone, activation), classify(scores, activation), strict=True):
+            np.testing.assert_array_equal(got, expected[part[1:]])
+
+
+def test_large_frames_are_classified_like_small_ones():
+    scores = planes(np.random.default_rng(1), 4, 300, 1000, clean=0.999)
+    mask, confidence = classify(scores, "softmax")
+    np.testing.assert_array_equal(mask, scores.argmax(axis=0))
+    parts = [classify(scores[:, line : line + 1], "softmax")[1] for line in range(300)]
+    np.testing.assert_array_equal(confidence, np.concatenate(parts))
+
+
+@given(rows=st.lists(st.tuples(logits, logits, logits), min_size=1, max_size=40))
+def test_gate_probability_is_that_of_any_defect_and_independent_of_the_batch(rows):
+    scores = np.array(rows, np.float32)
+    together = gate_scores(scores, "softmax")
+    assert together.dtype == np.float32
+    np.testing.assert_allclose(together, 1 - softmax(scores.T)[0], atol=1e-6)
+    np.testing.assert_allclose(
+        gate_scores(scores[:, :1], "sigmoid"), 1 / (1 + np.exp(-scores[:, 0].astype(np.float64))), rtol=1e-6
+    )
+    for activation in ("softmax", "sigmoid"):
+        alone = np.concatenate([gate_scores(row[None], activation) for row in scores])
+        np.testing.assert_array_equal(gate_scores(scores, activation), alone)
+
+
+def test_gate_probability_keeps_its_digits_where_a_defect_is_unlikely():
+    assert gate_scores(np.array([[20.0, 0.0]], np.float32), "softmax")[0] == pytest.approx(2.061e-9, rel=1e-3)

@@ -1,0 +1,101 @@
+"""Bundles whose answers are known by arithmetic: whole ONNX engines, small enough to be made in a test.
+
+The segmenter calls pixels below 64 `dark` and above 192 `bright`; the gate lets tiles through that hold such a pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+from edge.sessions.ort import OrtSession
+
+SEGMENTER_CLASSES = ("background", "dark", "bright")
+GATE_CLASSES = ("clean", "defect")
+STRIDE = 4
+TILE = 32
+
+
+def write_segmenter(folder: Path, **changes: object) -> Path:
+    """A segmenter bundle; `changes` replace keys of its manifest."""
+    weights = np.array([0.0, -0.5, 0.5], np.float32).reshape(3, 1, 1, 1)
+    biases = np.array([0.0, 32.0, -96.0], np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["grey", "weights", "biases"], ["scores"], kernel_shape=[1, 1]),
+    ]
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
+    model = _model(nodes, constants, ["n", 3, "h", "w"])
+    manifest = {"kind": "segmenter", "classes": list(SEGMENTER_CLASSES), "activation": "softmax", **changes}
+    return _write(folder, model, manifest)
+
+
+def write_gate(folder: Path, **changes: object) -> Path:
+    """A gate bundle for tiles of 32 x 32 px."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["grey", "middle"], ["off"]),
+        helper.make_node("Abs", ["off"], ["distance"]),
+        helper.make_node("ReduceMax", ["distance"], ["farthest"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["farthest", "allowed"], ["over"]),
+        helper.make_node("Reshape", ["over", "column"], ["scores"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.float32(128), "middle"),
+        numpy_helper.from_array(np.float32(64), "allowed"),
+        numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+    ]
+    model = _model(nodes, constants, ["n", 1])
+    gate = {"score": 0.5, "recall": 1.0, "passed_clean": 0.0}
+    manifest = {"kind": "classifier", "classes": list(GATE_CLASSES), "activation": "sigmoid", "gate": gate, **changes}
+    return _write(folder, model, manifest)
+
+
+def steel(lines: int, columns: int, *patches: tuple[int, int, int, int, int]) -> np.ndarray:
+    """Grey steel with rectangles (line, column, lines, columns, grey)."""
+    image = np.full((lines, columns), 128, np.uint8)
+    for line, column, height, width, grey in patches:
+        image[line : line + height, column : column + width] = grey
+    return image
+
+
+def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], scores: list[str | int]) -> bytes:
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 1, "h", "w"])
+    graph = helper.make_graph(
+        nodes, "toy", [image], [helper.make_tensor_value_info("scores", TensorProto.FLOAT, scores)], initializer=constants
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def _write(folder: Path, model: bytes, changes: dict[str, object]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(model)
+    patches = np.random.default_rng(1).integers(0, 256, (8, TILE, TILE), dtype=np.uint8)
+    patches[:4] = 128
+    with OrtSession(model, threads=1) as session:
+        scores = session.infer(patches[:, None])
+    labels = scores.argmax(axis=1) if scores.ndim == 4 else scores[:, 0] > 0
+    np.savez(folder / "golden.npz", patches=patches, scores=scores.astype(np.float16), labels=labels.astype(np.uint8), step=1)
+    manifest = {
+        "format_version": 1,
+        "name": folder.name,
+        "input": {"tile_height": TILE, "tile_width": TILE},
+        "stride": STRIDE,
+        "radius": 0,
+        "halo": STRIDE,
+        "precision": "fp32",
+        "parameters": 1,
+        "flops_per_pixel": 1.0,
+        "source_checkpoint": "0" * 64,
+        "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")},
+        **changes,
+    }
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    return folder

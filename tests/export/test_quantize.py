@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from small_networks import adding_unet, concatenating_unet, gate, images
+
+from calibration.activations import ActivationRange, RangeMethod, activation_ranges, collect
+from edge.sessions.ort import OrtSession
+from export.errors import ExportError
+from export.quantize import quantizable_layers, quantize, quantize_weight, round_bias, tensors_to_observe, verify_qdq
+
+NETWORKS = {"adding": adding_unet, "concatenating": concatenating_unet, "gate": gate}
+
+
+def ranges_of(model: onnx.ModelProto) -> dict[str, ActivationRange]:
+    height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
+    return activation_ranges(collect(model, tensors_to_observe(model), [images(8, height, width)]), RangeMethod.MIN_MAX)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def float_model(request) -> onnx.ModelProto:
+    return NETWORKS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def quantized(float_model) -> onnx.ModelProto:
+    return quantize(float_model, ranges_of(float_model))
+
+
+def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+
+
+def node(model: onnx.ModelProto, name: str) -> NodeProto:
+    return next(n for n in model.graph.node if n.name == name)
+
+
+def scale_of(model: onnx.ModelProto, tensor: str) -> float:
+    return float(constants(model)[node(model, f"{tensor}/quantize").input[1]])
+
+
+def test_the_model_given_is_left_as_it_is(float_model):
+    before = float_model.SerializeToString()
+    quantize(float_model, ranges_of(float_model))
+    assert float_model.SerializeToString() == before
+
+
+def test_every_convolution_but_the_head_has_one_q_at_its_end(quantized):
+    consumers: dict[str, list[NodeProto]] = {}
+    for n in quantized.graph.node:
+        for name in n.input:
+            consumers.setdefault(name, []).append(n)
+    for conv in (n for n in quantized.graph.node if n.op_type == "Conv"):
+        users = consumers[conv.output[0]]
+        if users[0].op_type == "Relu":
+            users = consumers[users[0].output[0]]
+        expected = ["QuantizeLinear"] if conv.name != "head" else [users[0].op_type]
+        assert [n.op_type for n in users] == expected
+    assert "QuantizeLinear" not in [n.op_type for n in consumers[node(quantized, "head").output[0]]]
+
+
+def test_the_head_reads_the_float_weights_it_had(float_model, quantized):
+    assert node(quantized, "head").input[1:] == node(float_model, "head").input[1:]
+
+
+def test_tensors_joined_by_pooling_resizing_and_concatenation_share_one_scale():
+    model = quantize(concatenating_unet(), ranges_of(concatenating_unet()))
+    joined = ["lateral_relu_out", "up_out", "stem_relu_out", "skip_out"]
+    assert len({scale_of(model, tensor) for tensor in joined}) == 1
+    model = quantize(adding_unet(), ranges_of(adding_unet()))
+    assert scale_of(model, "encoder_2_relu_out") == scale_of(model, "pool_out")
+    assert scale_of(model, "lateral_relu_out") == scale_of(model, "up_out")
+    assert scale_of(model, "skip_out") not in (scale_of(model, "up_out"), scale_of(model, "encoder_2_relu_out"))
+
+
+def test_the_joined_scale_covers_the_widest_of_them():
+    model = concatenating_unet()
+    ranges = ranges_of(model)
+    widest = max(ranges["lateral_relu_out"].limit, ranges["stem_relu_out"].limit)
+    assert scale_of(quantize(model, ranges), "skip_out") == np.float32(widest / 127)
+
+
+def test_all_256_grey_values_survive_the_first_q(quantized):
+    model = onnx.ModelProto()
+    model.CopyFrom(quantized)
+    first = node(model, "normalise_out/quantize")
+    model.graph.output.append(helper.make_tensor_value_info(first.output[0], TensorProto.INT8, None))
+    height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
+    tile = np.resize(np.arange(256, dtype=np.uint8), (1, 1, height, width))
+    integers = ort.InferenceSession(model.SerializeToString()).run([first.output[0]], {"image": tile})[0]
+    np.testing.assert_array_equal(integers.astype(int), tile.astype(int) - 128)
+
+
+def test_scores_stay_close_to_the_float_engine(float_model, quantized):
+    """Noise of a step s is s / sqrt(12), about 0.3 % of a tensor's range; six layers of it stay below 5 % of the scores' spread."""
+    height, width = (d.dim_value for d in float_model.graph.input[0].type.tensor_type.shape.dim[2:])
+    tiles = images(16, height, width, seed=9)
+    with OrtSession(float_model.SerializeToString(), 1) as floats, OrtSession(quantized.SerializeToString(), 1) as integers:
+        wanted, got = floats.infer(tiles), integers.infer(tiles)
+        error = np.abs(wanted - got)
+        assert 0.0 < error.mean() < 0.05 * wanted.std()
+
+
+def test_a_layer_named_float_keeps_its_weights_and_gets_better():
+    model = adding_unet()
+    layers = quantizable_layers(model)
+    assert layers == ("stem", "encoder_2", "encoder_4", "lateral", "skip", "decoder_2")
+    kept = quantize(model, ranges_of(model), float_layers=["encoder_4", "skip"])
+    assert node(kept, "encoder_4").input[1] == "encoder_4.weight"
+    assert node(kept, "lateral").input[1] == "lateral/weight"
+    inputs = {n.name: n for n in kept.graph.node}
+    assert "up_out/for/skip" not in inputs["skip"].input or "skip_out/quantize" in inputs
+
+
+def test_ranges_for_all_layers_are_enough_for_any_float_layers(float_model):
+    ranges = ranges_of(float_model)
+    layers = quantizable_layers(float_model)
+    for kept in itertools.chain.from_iterable(itertools.combinations(layers, count) for count in (1, 2)):
+        if any(name not in kept for name in layers if not name.startswith("skip")):
+            quantize(float_model, ranges, kept)
+
+
+@given(
+    arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-10, 10, width=32)),
+    arrays(np.float32, 3, elements=st.floats(-100, 100, width=32)),
+    st.floats(1e-4, 1.0),
+    st.sampled_from([64, 127]),
+)
+def test_weights_are_within_half_a_step_and_the_bias_fits_the_accumulator(weight, bias, input_scale, largest):
+    integers, scale = quantize_weight(weight, largest, input_scale, bias)
+    assert integers.dtype == np.int8
+    assert np.abs(integers.astype(int)).max() <= largest
+    error = np.abs(weight - integers * scale[:, None, None, None].astype(np.float64))
+    assert (error <= 0.5001 * scale[:, None, None, None]).all()
+    units = round_bias(bias, input_scale, scale).astype(np.float64) / (input_scale * scale.astype(np.float64))
+    assert np.abs(units).max() <= 2**30 * (1 + 1e-6)
+
+
+def test_biases_are_whole_units_of_the_accumulator(quantized):
+    values = constants(quantized)
+    conv = next(n for n in quantized.graph.node if n.op_type == "Conv" and n.name != "head")
+    data = next(n for n in quantized.graph.node if conv.input[0] in n.output)
+    unit = values[data.input[1]].astype(np.float64) * values[f"{conv.name}/weight/scale"]
+    whole = values[f"{conv.name}/bias"] / unit
+    np.testing.assert_allclose(whole, np.rint(whole), atol=1e-3)
+    assert np.abs(whole).max() > 10
+
+
+def test_products_behind_a_signed_input_fit_16_bits_in_pairs(quantized):
+    stem = node(quantized, "first" if "first" in {n.name for n in quantized.graph.node} else "stem")
+    weights = constants(quantized)[f"{stem.name}/weight/int8"].astype(int)
+    assert 2 * 255 * np.abs(weights).max() < 2**15
+
+
+def test_a_missing_range_is_named():
+    model = gate()
+    with pytest.raises(ExportError, match=r"no activation range for second_relu_out"):
+        quantize(model, {"first_relu_out": ActivationRange(1.0, True)})
+
+
+def test_an_unknown_float_layer_is_named():
+    with pytest.raises(ExportError, match="no convolution or addition of the engine: thrid"):
+        quantize(gate(), ranges_of(gate()), float_layers=["thrid"])
+
+
+def test_an_engine_with_nothing_to_quantize_is_refused():
+    model = gate()
+    with pytest.raises(ExportError, match="without any convolution to quantize"):
+        quantize(model, ranges_of(model), float_layers=["first", "second"])
+
+
+def test_nodes_need_names():
+    model = gate()
+    model.graph.node[3].name = ""
+    with pytest.raises(ExportError, match="without a name"):
+        tensors_to_observe(model)
+
+
+def replace(model: onnx.ModelProto, name: str, values: np.ndarray) -> None:
+    initializer = next(i for i in model.graph.initializer if i.name == name)
+    initializer.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def uint8_activations(model: onnx.ModelProto) -> None:
+    replace(model, "int8_zero", np.array(0, np.uint8))
+
+
+def zero_point_off_zero(model: onnx.ModelProto) -> None:
+    replace(model, "int8_zero", np.array(-128, np.int8))
+
+
+def zero_point_left_out(model: onnx.ModelProto) -> None:
+    del node(model, "first_relu_out/quantize").input[2]
+
+
+def int32_bias(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(16, np.int32), "bias_int32"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(16, np.float32), "bias_scale"))
+    dq = helper.make_node("DequantizeLinear", ["bias_int32", "bias_scale"], ["bias"], name="bias/dequantize", axis=0)
+    model.graph.node.insert(0, dq)
+    node(model, "second").input[2] = "bias"
+
+
+def one_scale_for_a_weight(model: onnx.ModelProto) -> None:
+    replace(model, "second/weight/scale", np.array(0.1, np.float32))
+    replace(model, "second/weight/zero", np.array(0, np.int8))
+
+
+def weight_scales_on_the_input_axis(model: onnx.ModelProto) -> None:
+    dq = node(model, "second/weight/dequantize")
+    dq.attribute[0].i = 1
+
+
+def negative_scale(model: onnx.ModelProto) -> None:
+    replace(model, "first_relu_out/scale", np.array(-0.1, np.float32))
+
+
+def scale_per_channel_of_an_activation(model: onnx.ModelProto) -> None:
+    replace(model, "first_relu_out/scale", np.full(8, 0.1, np.float32))
+
+
+def float_input_of_int8_weights(model: onnx.ModelProto) -> None:
+    node(model, "second").input[0] = "pool_1_out"
+
+
+def operator_of_integers(model: onnx.ModelProto) -> None:
+    node(model, "second").op_type = "QLinearConv"
+
+
+def contrib_operator(model: onnx.ModelProto) -> None:
+    node(model, "second").domain = "com.microsoft"
+
+
+def pooling_of_integers(model: onnx.ModelProto) -> None:
+    node(model, "pool_1").input[0] = "first_relu_out/int8"
+
+
+def opset_too_new(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 18
+
+
+def no_activation_quantized(model: onnx.ModelProto) -> None:
+    kept = [n for n in model.graph.node if n.op_type != "QuantizeLinear"]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (uint8_activations, "first_relu_out/quantize has zero point uint8 0, expected a constant int8 0"),
+        (zero_point_off_zero, "zero point int8 -128"),
+        (zero_point_left_out, "first_relu_out/quantize has zero point none"),
+        (int32_bias, "bias/dequantize has int32 constants, expected int8 weights and float biases"),
+        (int32_bias, "second has a quantized bias"),
+        (one_scale_for_a_weight, r"second/weight/dequantize has 1 scales on axis 0 for a weight \(16, 8, 3, 3\)"),
+        (weight_scales_on_the_input_axis, "second/weight/dequantize has 16 scales on axis 1"),
+        (negative_scale, "first_relu_out/quantize has a scale that is not constant, float32 and positive"),
+        (scale_per_channel_of_an_activation, "first_relu_out/quantize has 8 scales for an activation, expected one"),
+        (float_input_of_int8_weights, "second has int8 weights and a float input"),
+        (operator_of_integers, "second is QLinearConv, expected float operators"),
+        (contrib_operator, "second is Conv, expected float operators"),
+        (pooling_of_integers, "pool_1 is MaxPool on int8, expected one of Concat, Identity, Slice"),
+        (opset_too_new, "opset 18, expected 13 to 17"),
+        (no_activation_quantized, "no QuantizeLinear"),
+    ],
+)
+def test_a_file_that_tensorrt_would_misread_is_refused(harm: Callable[[onnx.ModelProto], None], message: str):
+    model = quantize(gate(), ranges_of(gate()))
+    verify_qdq(model)
+    harm(model)
+    with pytest.raises(ExportError, match=message):
+        verify_qdq(model)
+
+
+def test_tensorrt_parses_and_builds_the_file(quantized):
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (tensorrt-rtx-cu13-bindings)")
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(quantized.SerializeToString()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    profile = builder.create_optimization_profile()
+    image = network.get_input(0)
+    shape = [max(size, 1) for size in image.shape]
+    profile.set_shape(image.name, shape, shape, shape)
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None

@@ -1,0 +1,418 @@
+"""The pass that makes a graph run as the strip runs, on random networks whose arithmetic is exact.
+
+Weights, inputs and all values in between are small integers (or quarters of such) in float32, so that every order of
+adding gives the same bits: whole-strip inference and any chunks must then agree exactly, whatever kernels are chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from edge.sessions.ort_rewrite import rewrite_for_cpu
+from export.errors import ExportError
+from export.passes.streaming import StreamedModel, format_table, stream
+
+TILE = 96
+SLOW_OK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+class Graph:
+    """Builds a network node by node; knows channels and stride of each tensor."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.known: dict[str, tuple[int, int]] = {"image": (1, 1)}
+        self.node("Cast", ["image"], 1, 1, to=TensorProto.FLOAT)
+        self.top = self.node("Sub", [self.top, self.constant(np.float32(2))], 1, 1)
+
+    def constant(self, value) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], channels: int, stride: int, **attributes) -> str:
+        self.top = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [self.top], name=f"node_{self.top}", **attributes))
+        self.known[self.top] = (channels, stride)
+        return self.top
+
+    def conv(self, source: str, channels: int, kernel=3, step=1, dilation=1, top=1, bottom=1, **more) -> str:
+        known, stride = self.known[source]
+        weights = self.constant(self.rng.integers(-1, 2, (channels, known, kernel, kernel)).astype(np.float32))
+        pads = [top, bottom, bottom, top]
+        self.node(
+            "Conv",
+            [source, weights],
+            channels,
+            stride * step,
+            kernel_shape=[kernel] * 2,
+            strides=[step] * 2,
+            dilations=[dilation] * 2,
+            pads=pads,
+            **more,
+        )
+        return self.clip(self.top)
+
+    def clip(self, source: str) -> str:
+        bounds = [self.constant(np.float32(value)) for value in (-3, 7)]
+        return self.node("Clip", [source, *bounds], *self.known[source])
+
+    def pool(self, kind: str, source: str, kernel: int, step: int, top: int, bottom: int) -> str:
+        channels, stride = self.known[source]
+        return self.node(
+            kind,
+            [source],
+            channels,
+            stride * step,
+            kernel_shape=[kernel] * 2,
+            strides=[step] * 2,
+            pads=[top, top, bottom, bottom],
+        )
+
+    def upsample(self, source: str, factor: int = 2, **how) -> str:
+        channels, stride = self.known[source]
+        scales = self.constant(np.array([1, 1, factor, factor], np.float32))
+        how = how or {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self.node("Resize", [source, "", scales], channels, stride // factor, mode="nearest", **how)
+
+    def model(self, height: int | str = TILE, width: int | str = TILE) -> onnx.ModelProto:
+        while self.known[self.top][1] > 1:
+            self.upsample(self.top)
+        channels, _ = self.known[self.conv(self.top, 3, kernel=1, top=0, bottom=0)]
+        graph = helper.make_graph(
+            [*self.nodes, helper.make_node("Identity", [self.top], ["scores"], name="out")],
+            "net",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 1, height, width])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", channels, height, width])],
+            self.constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(model)
+        return model
+
+
+def session(model: onnx.ModelProto, optimized: Path | None = None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if optimized:
+        options.optimized_model_filepath = str(optimized)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def whole(model: onnx.ModelProto, strip: np.ndarray) -> np.ndarray:
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    del free.graph.value_info[:]
+    for value in (*free.graph.input, *free.graph.output):
+        value.type.tensor_type.shape.dim[2].dim_param = "h"
+        value.type.tensor_type.shape.dim[3].dim_param = "w"
+    return session(free).run(None, {"image": strip[None, None]})[0][0]
+
+
+def streamed_rows(streamed: StreamedModel, strip: np.ndarray, chunk: int) -> np.ndarray:
+    """Score rows of the strip's lines, computed chunk by chunk; what lies before and beyond the strip is junk."""
+    running = session(streamed.model)
+    width = strip.shape[1]
+    names = ["scores", *(state.output for state in streamed.states)]
+    states = {s.input: np.ones((1, s.channels, s.rows, width // s.stride), s.dtype) for s in streamed.states}
+    steps = -(-(len(strip) + streamed.lag_lines) // chunk)
+    fed = np.pad(strip, ((0, steps * chunk - len(strip)), (0, 0)))
+    rows = []
+    for lines in np.split(fed, steps):
+        scores, *after = running.run(names, {"image": lines[None, None], **states})
+        states = dict(zip(states, after, strict=True))
+        rows.append(scores[0])
+    return np.concatenate(rows, axis=1)[:, streamed.lag_lines : streamed.lag_lines + len(strip)]
+
+
+def assert_streams_exactly(model: onnx.ModelProto, chunks: int, columns: int, seed: int = 0) -> StreamedModel:
+    streamed = stream(model)
+    reach, stride = streamed.reach_lines, streamed.stride
+    chunk, width = chunks * stride, columns * stride
+    height = 2 * (-(-reach // stride) * stride) + 2 * chunk + 3 * stride
+    strip = np.random.default_rng(seed).integers(0, 5, (height, width)).astype(np.uint8)
+    inside = slice(reach, height - reach)
+    np.testing.assert_array_equal(streamed_rows(streamed, strip, chunk)[:, inside], whole(model, strip)[:, inside])
+    return streamed
+
+
+@st.composite
+def networks(draw) -> onnx.ModelProto:
+    graph = Graph(draw(st.integers(0, 1000)))
+    graph.conv(graph.top, 4)
+    for _ in range(draw(st.integers(1, 7))):
+        source = graph.top
+        channels, stride = graph.known[source]
+        kinds = ["conv", "conv", "pool", "join", "concat"]
+        kinds += ["up", "transposed", "spread"] if stride > 1 else []
+        kinds += ["gather"] if stride < 8 else []
+        kind = draw(st.sampled_from(kinds))
+        step = draw(st.sampled_from([1, 2] if stride < 8 else [1]))
+        if kind == "conv":
+            kernel, dilation = draw(st.integers(1, 5)), draw(st.integers(1, 2))
+            extent = dilation * (kernel - 1) + 1
+            total = draw(st.integers(max(0, extent - step), extent - 1))
+            top = draw(st.integers(0, total))
+            graph.conv(source, draw(st.sampled_from([4, 8])), kernel, step, dilation, top, total - top)
+        elif kind == "pool":
+            kernel = draw(st.integers(max(2, step), 3))
+            top = draw(st.integers(0, kernel - step))
+            graph.pool("MaxPool", source, kernel, step, top, kernel - step - top)
+        elif kind == "up":
+            graph.upsample(source)
+        elif kind == "transposed":
+            weights = graph.constant(graph.rng.integers(-1, 2, (channels, 4, 2, 2)).astype(np.float32))
+            graph.clip(graph.node("ConvTranspose", [source, weights], 4, stride // 2, kernel_shape=[2, 2], strides=[2, 2]))
+        elif kind == "spread":
+            graph.node(
+                "DepthToSpace", [source], channels // 4, stride // 2, blocksize=2, mode=draw(st.sampled_from(["DCR", "CRD"]))
+            )
+            graph.conv(graph.top, 4)
+        elif kind == "gather":
+            graph.node("SpaceToDepth", [source], channels * 4, stride * 2, blocksize=2)
+            graph.conv(graph.top, 4, kernel=1, top=0, bottom=0)
+        else:
+            others = [name for name, known in graph.known.items() if known == (channels, stride) and name != source]
+            if others:
+                other = draw(st.sampled_from(others))
+                if kind == "join":
+                    graph.clip(graph.node(draw(st.sampled_from(["Add", "Sub", "Mul", "Max"])), [source, other], channels, stride))
+                else:
+                    graph.conv(graph.node("Concat", [other, source], 2 * channels, stride, axis=1), 4)
+    return graph.model()
+
+
+@SLOW_OK
+@given(model=networks(), chunks=st.integers(1, 5), columns=st.integers(1, 4))
+def test_any_network_gives_the_rows_of_one_inference_at_any_chunk_height_and_width(model, chunks, columns):
+    assert_streams_exactly(model, chunks, columns)
+
+
+def unet(levels: int = 2) -> Graph:
+    graph = Graph(7)
+    skips = [graph.conv(graph.top, 4, kernel=4, step=2, top=1, bottom=1)]
+    for _ in range(levels):
+        graph.pool("MaxPool", graph.top, 2, 2, 0, 0)
+        skips.append(graph.conv(graph.conv(graph.top, 4), 4))
+    for skip in skips[-2::-1]:
+        graph.conv(graph.node("Add", [graph.upsample(graph.top), skip], *graph.known[skip]), 4)
+    return graph
+
+
+def test_lags_and_states_of_a_unet_are_those_of_the_rules():
+    streamed = assert_streams_exactly(unet(1).model(), chunks=3, columns=5)
+    # Stem 4x4/2: ceil((0 + 4 - 1 - 2) / 2) = 1; pool 2/2: ceil((1 + 2 - 0 - 2) / 2) = 1; two 3x3: 3; twice that after
+    # upsampling: 6, so the skip of lag 1 waits 5 rows; 3x3: 7; upsampling to full resolution: 14.
+    moved = [(row.operator, row.stride, row.lag, row.state_rows) for row in streamed.table]
+    assert moved == [
+        ("Conv", 2, 1, 3),
+        ("MaxPool", 4, 1, 1),
+        ("Conv", 4, 2, 2),
+        ("Conv", 4, 3, 2),
+        ("Resize", 2, 6, 0),
+        ("Add", 2, 6, 5),
+        ("Conv", 2, 7, 2),
+        ("Resize", 1, 14, 0),
+        ("Conv", 1, 14, 0),
+    ]
+    assert (streamed.lag_lines, streamed.stride) == (14, 4)
+    assert [(s.rows, s.stride, s.channels, s.dtype) for s in streamed.states[:2]] == [(3, 1, 1, "float32"), (1, 2, 4, "float32")]
+
+
+def test_the_table_names_every_operator_that_moves_rows_and_sums_up():
+    streamed = stream(unet(1).model())
+    text = format_table(streamed)
+    assert text.count("\n") == 2 + len(streamed.table)
+    assert re.search(r"^Add +node_add_\w+ +2 +6 +5$", text, re.MULTILINE)
+    assert "trail the newest line by 14 lines" in text
+    assert "multiples of 4" in text
+
+
+def test_opset_and_ir_version_stay_and_the_input_is_untouched():
+    model = unet().model()
+    before = model.SerializeToString()
+    streamed = stream(model).model
+    assert model.SerializeToString() == before
+    assert (streamed.ir_version, streamed.opset_import[0].version) == (8, 17)
+    assert [dim.dim_param or dim.dim_value for dim in streamed.graph.input[0].type.tensor_type.shape.dim] == [
+        1,
+        1,
+        "lines",
+        "columns",
+    ]
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_LOWER", "SAME_UPPER"])
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_automatic_padding_streams_too(auto_pad, kernel):
+    graph = Graph(3)
+    weights = graph.constant(graph.rng.integers(-1, 2, (4, 1, kernel, kernel)).astype(np.float32))
+    graph.clip(graph.node("Conv", [graph.top, weights], 4, 2, strides=[2, 2], auto_pad=auto_pad))
+    assert_streams_exactly(graph.model(), chunks=2, columns=5)
+
+
+def test_average_pooling_and_upsampling_by_four_stream_too():
+    graph = Graph(3)
+    graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+    graph.pool("AveragePool", graph.top, 2, 2, 0, 0)
+    graph.upsample(graph.top, 4, coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_floor")
+    assert_streams_exactly(graph.model(), chunks=2, columns=3)
+
+
+def test_operators_that_want_the_same_rows_of_a_tensor_share_one_state():
+    graph = Graph(4)
+    trunk = graph.conv(graph.top, 4)
+    branches = [graph.conv(trunk, 4), graph.conv(trunk, 4)]
+    graph.node("Add", branches, 4, 1)
+    streamed = assert_streams_exactly(graph.model(), chunks=3, columns=9)
+    assert [state.rows for state in streamed.states] == [2, 2]
+    assert streamed.table[1].states == streamed.table[2].states
+
+
+def test_channel_softmax_and_batch_normalisation_pass_rows_on():
+    graph = Graph(5)
+    graph.conv(graph.top, 4)
+    statistics = [graph.constant(np.full(4, value, np.float32)) for value in (2, 1, 0, 1)]
+    graph.node("BatchNormalization", [graph.top, *statistics], 4, 1, epsilon=0.0)
+    graph.node("ReduceMax", [graph.top], 1, 1, axes=[1], keepdims=1)
+    assert_streams_exactly(graph.model(), chunks=4, columns=8)
+    graph = Graph(5)
+    graph.node("Softmax", [graph.conv(graph.top, 4)], 4, 1, axis=1)
+    model = graph.model()
+    strip = np.random.default_rng(0).integers(0, 5, (40, 16)).astype(np.uint8)
+    rows = streamed_rows(stream(model), strip, 8)
+    np.testing.assert_allclose(rows[:, 3:-3], whole(model, strip)[:, 3:-3], rtol=1e-5)
+
+
+class TestRefusals:
+    """What cannot stream is refused with the node's name and the reason."""
+
+    def refused(self, graph: Graph) -> str:
+        with pytest.raises(ExportError) as caught:
+            stream(graph.model())
+        return str(caught.value)
+
+    def test_global_pooling(self):
+        graph = unet()
+        pooled = graph.node("GlobalAveragePool", [graph.top], 4, 2)
+        graph.node("Mul", ["clip_3", pooled], 4, 2)
+        assert re.search(
+            r"GlobalAveragePool 'node_globalaveragepool_\d+' cannot run as the strip runs: .*all rows", self.refused(graph)
+        )
+
+    def test_resizing_to_sizes(self):
+        graph = Graph()
+        graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+        sizes = graph.constant(np.array([1, 4, TILE, TILE], np.int64))
+        graph.node(
+            "Resize",
+            [graph.top, "", "", sizes],
+            4,
+            1,
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+        assert re.search(r"Resize 'node_resize_\d+'.*to sizes", self.refused(graph))
+
+    @pytest.mark.parametrize(
+        ("how", "why"),
+        [
+            ({"coordinate_transformation_mode": "align_corners"}, "align_corners"),
+            ({"coordinate_transformation_mode": "asymmetric", "nearest_mode": "ceil"}, "neighbours"),
+            ({"coordinate_transformation_mode": "half_pixel", "nearest_mode": "floor"}, "neighbours"),
+        ],
+    )
+    def test_nearest_upsampling_that_takes_rows_from_elsewhere(self, how, why):
+        graph = Graph()
+        graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+        graph.upsample(graph.top, 2, **how)
+        assert why in self.refused(graph)
+
+    def test_attention_over_rows(self):
+        graph = Graph()
+        graph.conv(graph.top, 4)
+        graph.node("Softmax", [graph.top], 4, 1, axis=2)
+        assert re.search(r"Softmax 'node_softmax_\d+'.*expected 1, the channels", self.refused(graph))
+
+    def test_a_value_per_row(self):
+        graph = Graph()
+        graph.conv(graph.top, 4)
+        graph.node("Add", [graph.top, graph.constant(np.zeros((1, 1, TILE, 1), np.float32))], 4, 1)
+        assert "a value per row or column" in self.refused(graph)
+
+    def test_convolutions_that_shrink_the_image(self):
+        graph = Graph()
+        graph.conv(graph.top, 4, kernel=3, top=0, bottom=0)
+        assert re.search(r"Conv 'node_conv_\d+'.*94, 94", self.refused(graph))
+
+    def test_padding_and_reshaping(self):
+        graph = Graph()
+        graph.node("Pad", [graph.top, graph.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))], 1, 1)
+        graph.conv(graph.top, 4, top=0, bottom=0)
+        assert "Pad 'node_pad" in self.refused(graph)
+
+    def test_a_model_with_two_outputs(self):
+        model = unet().model()
+        model.graph.output.append(helper.make_tensor_value_info("clip_3", TensorProto.FLOAT, ["n", 4, TILE // 2, TILE // 2]))
+        with pytest.raises(ExportError, match="clip_3"):
+            stream(model)
+
+
+class Images(CalibrationDataReader):
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self._batches = iter([{"image": rng.integers(0, 5, (1, 1, TILE, TILE)).astype(np.uint8)} for _ in range(2)])
+
+    def get_next(self):
+        return next(self._batches, None)
+
+
+@pytest.fixture(scope="module", params=[QuantType.QUInt8, QuantType.QInt8], ids=["u8s8", "s8s8"])
+def quantized(request, tmp_path_factory) -> onnx.ModelProto:
+    folder = tmp_path_factory.mktemp("quantized")
+    graph = unet()
+    onnx.save(graph.model(), folder / "float.onnx")
+    quantize_static(
+        folder / "float.onnx",
+        folder / "int8.onnx",
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=request.param,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["Conv", "Add", "MaxPool", "Resize"],
+        per_channel=True,
+        extra_options={"ActivationSymmetric": request.param == QuantType.QInt8},
+    )
+    return onnx.load(folder / "int8.onnx")
+
+
+def test_quantized_states_are_integers_and_the_rows_those_of_one_inference(quantized):
+    streamed = assert_streams_exactly(quantized, chunks=4, columns=6)
+    kept = Counter(state.dtype for state in streamed.states)
+    assert kept[("uint8" if kept["uint8"] else "int8")] >= len(streamed.states) - 1
+
+
+def test_the_quantized_operators_that_onnx_runtime_fuses_are_the_same_after_the_pass(quantized, tmp_path):
+    def kinds(model: onnx.ModelProto, name: str) -> Counter[str]:
+        session(rewrite_for_cpu(model), tmp_path / name)
+        return Counter(node.op_type for node in onnx.load(tmp_path / name).graph.node)
+
+    before, after = kinds(quantized, "before.onnx"), kinds(stream(quantized).model, "after.onnx")
+    assert before["QLinearConv"] >= 5
+    for kind in ("QLinearConv", "QLinearAdd", "FusedConv", "Conv", "QuantizeLinear"):
+        assert after[kind] == before[kind], (before, after)
