@@ -25,9 +25,10 @@ SHIPPED = Path(__file__).parent / "bundles"
 SCORE_TOLERANCE = 0.01
 """Share of the scores' spread by which a score may differ: what kernels of another shape or processor do (docs: promise 1)."""
 
-OUTLIERS = {"fp32": 0.0, "fp16": 0.001, "int8": 0.01}
+OUTLIERS = {"fp32": 0.0, "fp16": 0.001, "int8": 0.001}
 """Share of scores that may differ by more. A value at the border between two integer steps may round either way on another
-processor; one step of a deep tensor then moves a few scores by more than the tolerance. Another engine moves most of them."""
+processor; one step of a deep tensor then moves a few scores by more than the tolerance: 1 in 20,000 between ONNX Runtime's
+integer kernels and its float ones on the same Q/DQ file. Another engine moves most of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def grey_lines(pixels: Pixels) -> Lines:
 
 def _decoded(path: Path, name: str, size: ImageSize) -> Pixels:
     try:
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(
             f"{name} of {size.columns} x {size.lines} pixels cannot be decoded: {_limits(size, str(error))}"

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 
 import cv2
 
+from edge.blocks import BLOCK_LINES
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert
 from edge.errors import SourceError
 from edge.events import StripEvent
@@ -31,7 +32,7 @@ from edge.latency import LatencyHistogram
 from edge.ledger import Coverage, CoverageLedger
 from edge.reporting import StripContext, defect_event, lens_event, strip_finished, strip_started
 from edge.segmenters import MaskRows, Segmenter
-from edge.tracker import BLOCK_LINES, DefectTracker
+from edge.tracker import DefectTracker
 from edge.window import StripWindow
 
 PORTION_LINES = 1024

@@ -40,11 +40,11 @@ class PngWriter:
 
     def write(self, rows: npt.NDArray[np.uint8]) -> None:
         """Append rows: (h, width) uint8, or (h, width, 3) uint8 in the order red, green, blue."""
-        flat = np.ascontiguousarray(rows).reshape(rows.shape[0], -1)
-        if flat.dtype != np.uint8 or flat.shape[1] != self.width * self.channels:
+        if rows.dtype != np.uint8 or rows.shape[1:] != ((self.width,) if self.channels == 1 else (self.width, self.channels)):
             raise ValueError(f"expected rows of {self.width} x {self.channels} uint8, got {rows.dtype} {rows.shape}")
-        if not len(flat):
+        if not len(rows):
             return
+        flat = np.ascontiguousarray(rows).reshape(len(rows), self.width * self.channels)
         filtered = np.empty((flat.shape[0], flat.shape[1] + 1), np.uint8)
         filtered[:, 0] = _UP
         np.subtract(flat, np.concatenate([self._above, flat[:-1]]), out=filtered[:, 1:])  # wraps around, as the filter does

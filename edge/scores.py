@@ -40,7 +40,7 @@ def classify(scores: Scores, activation: Activation) -> tuple[Bytes, Bytes]:
         size = part.stop - start
         top = _highest(foreground[:, part], highest[:size])
         threshold = scores[0, part] if activation == "softmax" else 0.0
-        compare = np.greater_equal if activation == "softmax" else np.greater_equal
+        compare = np.greater if activation == "softmax" else np.greater_equal
         if compare(top, threshold, out=found[:size]).any():
             _classify_found(scores[:, part], found[:size], activation, mask[part], confidence[part])
     return mask, confidence

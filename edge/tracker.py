@@ -109,7 +109,11 @@ class DefectTracker:
             raise ValueError(f"strip {self._strip_id}: skip to line {line_stop}, expected at least {gap}, before its end")
         if line_stop == gap:
             return []
-        reports = self._judge(self._cutter.cut() or Block(gap, gap), ending)
+        held = self._cutter.cut()
+        reports: list[Report] = []
+        if held is not None or self._fragments.growing:
+            # Only where rows end: a gap reported in two pieces is one gap.
+            reports += self._judge(held or Block(gap, gap), ending)
         boundary = (gap // BLOCK_LINES + 1) * BLOCK_LINES
         while self._fragments and boundary <= line_stop:
             reports += self._judge(Block(boundary, boundary), None)
@@ -129,6 +133,11 @@ class DefectTracker:
     def tally(self) -> Tally:
         """Counts of the strip so far. A defect that was merged into another, or was dirt after all, is not counted."""
         return Tally(dict(self._defects), dict(self._area_px), dict(self._fragments.rejected), self._lens_alerts)
+
+    @property
+    def open_defects(self) -> int:
+        """Defects that were opened and are not closed yet."""
+        return sum(group.defect_id is not None for group in self._groups)
 
     def open_line(self) -> int | None:
         """First line of anything that may still be reported, opened or not; None if nothing is under way."""

@@ -17,7 +17,7 @@ import yaml
 
 from edge.bundle import GOLDEN, MANIFEST, MODEL, STREAM, Bundle, Golden, check_golden, file_sha256, open_bundle
 from edge.manifest import Manifest
-from edge.sessions.ort import OrtSession
+from edge.sessions.ort import OrtSession, OrtStreamingSession
 from export.errors import ExportError
 from export.report import REPORT_HTML, REPORT_JSON, Report, render_html, render_json
 
@@ -32,6 +32,16 @@ class Existing(enum.Enum):
     REPLACE = "replace"
 
 
+class StreamWeights(enum.Enum):
+    """Where the weights of `stream.onnx` are: in the file itself, or in `model.onnx` beside it, which holds the same ones.
+
+    SHARED halves a bundle. It needs a session that resolves ONNX external data: one that opens the file by its path.
+    """
+
+    OWN = "own"
+    SHARED = "shared"
+
+
 @dataclass(frozen=True, slots=True)
 class BundleParts:
     """What a bundle is made of. `manifest.files` is filled in by the writer."""
@@ -41,6 +51,7 @@ class BundleParts:
     stream: onnx.ModelProto | None
     golden: Golden
     report: Report
+    stream_weights: StreamWeights = StreamWeights.OWN
 
 
 def check_target(out: Path, existing: Existing) -> None:
@@ -62,7 +73,8 @@ def check_target(out: Path, existing: Existing) -> None:
 def write_bundle(out: Path, parts: BundleParts, existing: Existing = Existing.KEEP) -> Bundle:
     """Write, verify and put a bundle in place. Before that nothing is there under its name, after a fault neither.
 
-    The written files are opened as a station opens them, and asked the golden tiles. Raises ExportError and BundleError.
+    The written files are opened as a station opens them, and asked the golden tiles. Raises ExportError, BundleError
+    and SessionError.
     """
     check_target(out, existing)
     with _partial_folder(out) as partial:
@@ -70,11 +82,19 @@ def write_bundle(out: Path, parts: BundleParts, existing: Existing = Existing.KE
             _write_files(partial, parts)
         except OSError as error:
             raise ExportError(f"{out}: cannot be written ({error.strerror}); make room or name another folder") from error
-        written = open_bundle(partial)
-        with OrtSession(written.model_path) as session:
-            check_golden(written, session)
+        _verify(open_bundle(partial))
         _put(partial, out)
     return open_bundle(out)
+
+
+def _verify(written: Bundle) -> None:
+    with OrtSession(written.model_path) as session:
+        check_golden(written, session)
+    streaming, path = written.manifest.streaming, written.stream_path
+    if streaming is not None and path is not None:
+        side = written.manifest.stride
+        with OrtStreamingSession(path, streaming, width=side, chunk_lines=side):
+            pass  # opening it runs one step
 
 
 def share_weights(stream: onnx.ModelProto, model: bytes) -> onnx.ModelProto:
@@ -103,7 +123,9 @@ def _write_files(folder: Path, parts: BundleParts) -> None:
     (folder / MODEL).write_bytes(model)
     names = [MODEL, GOLDEN, REPORT_HTML, REPORT_JSON]
     if parts.stream is not None:
-        (folder / STREAM).write_bytes(share_weights(parts.stream, model).SerializeToString(deterministic=True))
+        shared = parts.stream_weights is StreamWeights.SHARED
+        stream = share_weights(parts.stream, model) if shared else parts.stream
+        (folder / STREAM).write_bytes(stream.SerializeToString(deterministic=True))
         names.append(STREAM)
     golden = parts.golden
     np.savez_compressed(folder / GOLDEN, patches=golden.patches, scores=golden.scores, labels=golden.labels, step=golden.step)

@@ -19,7 +19,7 @@ from edge.bundle import Bundle
 from edge.manifest import EngineInput, Manifest, Streaming
 from edge.sessions import Batch, Scores, Session
 from edge.sessions.ort import OrtSession, OrtStreamingSession
-from export.bundle import BundleParts, Existing, check_target, write_bundle
+from export.bundle import BundleParts, Existing, StreamWeights, check_target, write_bundle
 from export.checkpoints import Checkpoint, load_network
 from export.cost import count_flops, count_parameters
 from export.errors import ExportError
@@ -60,6 +60,7 @@ class ExportOptions:
     defect_px: int = DEFECT_PX
     threads: int = 0
     existing: Existing = Existing.KEEP
+    stream_weights: StreamWeights = StreamWeights.OWN
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0.0:
@@ -160,7 +161,7 @@ def _export_segmenter(job: _Job) -> Exported:
     measured = _measured(job, parities, quantization, tile)
     report = segmenter_report(manifest, measured, quality, quality_float, halos, streamed, labelled)
     job.step("writing")
-    parts = BundleParts(manifest, with_input_size(engine, tile, tile), streamed.model, golden, report)
+    parts = BundleParts(manifest, with_input_size(engine, tile, tile), streamed.model, golden, report, options.stream_weights)
     return Exported(write_bundle(job.out, parts, options.existing), report, streamed)
 
 

@@ -19,7 +19,7 @@ from export.radius import Reach
 from export.samples import Image, Labelled, reflect
 
 TILES_AT_ONCE = 64
-WORST_KEPT = 4
+WORST_KEPT = 3
 """Images that the report shows."""
 
 

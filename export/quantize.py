@@ -30,6 +30,8 @@ Non-negative inputs use half of uint8, so 2 * 127 * 127 fits. In an ordinary net
 _LARGEST_BIAS = 2**30
 """In units of the int32 accumulator, of which the products get the other half: no channel's weight scale may be so small that
 its bias does not fit (a channel that batch normalisation has all but switched off)."""
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""Below a normal float32 is nothing but zeros, which are exact at any scale."""
 _OPSETS = (13, 17)
 """Per-channel scales came with opset 13; TensorRT 8.6 reads up to 17."""
 _INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
@@ -128,7 +130,7 @@ def quantize_weight(
     scale = np.abs(channels).max(axis=1) / largest
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS))
-    scale = np.where(scale > 0.0, scale, 1.0).astype(np.float32)
+    scale = np.where(scale >= _SMALLEST_SCALE, scale, 1.0).astype(np.float32)
     integers = np.clip(np.rint(channels / scale[:, None].astype(np.float64)), -largest, largest)
     return integers.astype(np.int8).reshape(weight.shape), scale
 
@@ -196,7 +198,7 @@ class _Plan:
                 scale[group] = _image_step(images[sources[0]])
                 continue
             limit = max(float(np.abs(images[s]).max()) if s in images else ranges[s].limit for s in sources)
-            scale[group] = (limit if limit > 0.0 else 1.0) / _INT8_MAX  # what never leaves zero is exact at any scale
+            scale[group] = limit / _INT8_MAX if limit / _INT8_MAX >= _SMALLEST_SCALE else 1.0
         return {tensor: float(np.float32(scale[self.root(tensor)])) for tensor in self.integers}
 
     def signed_groups(self) -> set[str]:

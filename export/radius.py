@@ -13,10 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from export.errors import ExportError
 from export.to_onnx import INPUT, with_input_size
 
-LARGEST_FIELD = 2048
-"""Side, px, beyond which a network is taken to see its whole input: a radius of 1000 px is no use to a tile or a chunk."""
+LARGEST_FIELD = 1024
+"""Side, px, beyond which a network is taken to see its whole input: a radius of 500 px is no use to a tile or a chunk."""
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus")
+_OF_ONE_VALUE = frozenset((*_ACTIVATIONS, "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Clip", "BatchNormalization"))
+_OF_TWO_VALUES = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +42,21 @@ def measure_reach(model: onnx.ModelProto) -> Reach:
     """Stride and receptive radius of a float segmenter, `image` (n, 1, h, w) -> `scores` (n, classes, h, w).
 
     One pixel at a time is changed, at every phase of the stride; what changes in the scores is counted. The weights are
-    replaced by ones and each convolution's output by its sign, so that no influence cancels, dies in a ReLU or drowns in
-    rounding: what is measured is all that any weights could do. Raises ExportError where there is no bound.
+    replaced by ones, each convolution's output by its sign, activations by nothing and products by sums, so that no
+    influence cancels, dies in a ReLU or drowns in rounding: what is measured is all that any weights could do.
+    Raises ExportError where there is no bound.
     """
     graph = _influence_graph(model)
     stride = measure_stride(model)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    side = 4 * stride
+    side = 8 * stride
     while side <= LARGEST_FIELD:
-        side *= 2
         radius = _radius_in_field(session, side, stride)
         if radius is not None:
             return Reach(stride, radius)
+        side *= 2
     raise ExportError(
         f"a pixel of the network's output depends on input more than {LARGEST_FIELD // 2} px away; "
         "expected a local network: one that pools over the whole tile has no halo"
@@ -97,36 +101,48 @@ def _radius_in_field(session: ort.InferenceSession, side: int, stride: int) -> i
 
 
 def _influence_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of 0 (untouched) and 1 (touched): every convolution has weights of one, no bias, and hands on its sign.
+    """A graph of 0 (untouched) and above 0 (touched): what meets is added, what is done to one value leaves it.
 
-    A convolution that reads the preprocessed image reads instead how far that is from a black image's.
+    Convolutions have weights of one, no bias, and hand on their sign. One that reads the preprocessed image reads instead
+    how far that is from a black image's.
     """
     graph_model = with_input_size(model, "height", "width")
     graph = graph_model.graph
-    weights = {initializer.name: initializer for initializer in graph.initializer}
     black = _preprocessed_black(model)
+    weights = {initializer.name: initializer for initializer in graph.initializer}
+    touched: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     added: list[onnx.TensorProto] = []
     for index, node in enumerate(graph.node):
-        if node.op_type not in _CONVOLUTIONS:
+        features = [name for name in node.input if name in touched]
+        if node.op_type in _CONVOLUTIONS:
+            if node.input[1] not in weights:
+                raise ExportError(f"{node.name} has no constant weights; expected a float graph")
+            source = node.input[0]
+            if source in black:
+                added.append(numpy_helper.from_array(black[source], f"reach_black_{index}"))
+                nodes.append(helper.make_node("Sub", [source, f"reach_black_{index}"], [f"reach_difference_{index}"]))
+                nodes.append(helper.make_node("Abs", [f"reach_difference_{index}"], [f"reach_distance_{index}"]))
+                source = f"reach_distance_{index}"
+            ones = np.ones(tuple(weights[node.input[1]].dims), np.float32)
+            added.append(numpy_helper.from_array(ones, f"reach_ones_{index}"))
+            convolution = onnx.NodeProto()
+            convolution.CopyFrom(node)
+            convolution.input[:] = [source, f"reach_ones_{index}"]
+            convolution.output[:] = [f"reach_sum_{index}"]
+            nodes += [convolution, helper.make_node("Sign", [f"reach_sum_{index}"], [node.output[0]])]
+            touched.add(node.output[0])
+            continue
+        if not features:
             nodes.append(node)
             continue
-        if node.input[1] not in weights:
-            raise ExportError(f"{node.name} has no constant weights; expected a float graph")
-        source = node.input[0]
-        if source in black:
-            added.append(numpy_helper.from_array(black[source], f"reach_black_{index}"))
-            nodes.append(helper.make_node("Sub", [source, f"reach_black_{index}"], [f"reach_difference_{index}"]))
-            nodes.append(helper.make_node("Abs", [f"reach_difference_{index}"], [f"reach_distance_{index}"]))
-            source = f"reach_distance_{index}"
-        ones = np.ones(tuple(weights[node.input[1]].dims), np.float32)
-        added.append(numpy_helper.from_array(ones, f"reach_ones_{index}"))
-        output = node.output[0]
-        convolution = onnx.NodeProto()
-        convolution.CopyFrom(node)
-        convolution.input[:] = [source, f"reach_ones_{index}"]
-        convolution.output[:] = [f"reach_sum_{index}"]
-        nodes += [convolution, helper.make_node("Sign", [f"reach_sum_{index}"], [output])]
+        touched.update(node.output)
+        if node.op_type in _OF_ONE_VALUE or (node.op_type in _OF_TWO_VALUES and len(features) == 1):
+            nodes.append(helper.make_node("Identity", features[:1], node.output[:1]))
+        elif node.op_type in _OF_TWO_VALUES:
+            nodes.append(helper.make_node("Add", features, node.output[:1]))
+        else:
+            nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
     graph.initializer.extend(added)

@@ -20,7 +20,7 @@ Value = str | int | float
 PALETTE = ((0, 0, 0), (60, 60, 230), (60, 200, 60), (230, 140, 40), (40, 200, 230), (200, 60, 200), (200, 200, 60))
 """Blue, green, red of classes by index; further ones begin again after the background."""
 
-SHOWN_SIDE = 200
+SHOWN_SIDE = 144
 """Longest side of a picture, px: the report is part of the bundle and stays small."""
 
 STYLE = (

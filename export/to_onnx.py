@@ -67,10 +67,9 @@ def with_input_size(model: onnx.ModelProto, height: int | str, width: int | str)
     resized.CopyFrom(model)
     del resized.graph.value_info[:]
     _set_dimensions(resized.graph.input[0], (BATCH, 1, height, width))
-    output = resized.graph.output[0].type.tensor_type.shape.dim
-    if len(output) == 4:
-        for dimension, size in zip(list(output)[2:], (height, width), strict=True):
-            _set_dimension(dimension, size)
+    # the inference fills in what an output of rows and columns becomes
+    for dimension in list(resized.graph.output[0].type.tensor_type.shape.dim)[2:]:
+        dimension.Clear()
     try:
         return onnx.shape_inference.infer_shapes(resized, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:

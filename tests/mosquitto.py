@@ -32,11 +32,11 @@ class Mosquitto:
         if users is None:
             lines.append("allow_anonymous true")
         else:
-            passwords = folder / "passwords"
-            passwords.touch()
+            self._passwords = folder / "passwords"
+            self._passwords.touch()
             for name, password in users.items():
-                subprocess.run(["mosquitto_passwd", "-b", str(passwords), name, password], check=True)
-            lines += ["allow_anonymous false", f"password_file {passwords}"]
+                self._write_password(name, password)
+            lines += ["allow_anonymous false", f"password_file {self._passwords}"]
         lines += [f"listener {self.port} 127.0.0.1", *settings]
         self._settings.write_text("\n".join(lines) + "\n")
         self._log = folder / "mosquitto.log"
@@ -44,6 +44,7 @@ class Mosquitto:
 
     def start(self) -> Mosquitto:
         assert EXECUTABLE is not None
+        assert self._process is None, "it runs already"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([EXECUTABLE, "-c", str(self._settings)], stdout=log, stderr=log)
         until = time.monotonic() + 20
@@ -62,6 +63,14 @@ class Mosquitto:
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)
+
+    def set_password(self, name: str, password: str) -> None:
+        assert self._process is not None
+        self._write_password(name, password)
+        self._process.send_signal(signal.SIGHUP)  # reads the file anew
+
+    def _write_password(self, name: str, password: str) -> None:
+        subprocess.run(["mosquitto_passwd", "-b", str(self._passwords), name, password], check=True)
 
     def pause(self) -> None:
         assert self._process is not None

@@ -81,12 +81,12 @@ def adding_unet(height: int = 32, width: int = 48) -> onnx.ModelProto:
 
 
 def concatenating_unet(height: int = 32, width: int = 48) -> onnx.ModelProto:
-    """The same with a strided convolution instead of pooling, a skip that is concatenated, and a convolution without ReLU."""
+    """A strided convolution instead of pooling; a skip that is concatenated, one half of it with negative values, one without."""
     b = EngineBuilder(seed=2)
     at_2 = b.conv(b.image(), 8, "stem", kernel=4, stride=2)
     at_4 = b.conv(at_2, 16, "encoder_4", stride=2)
     signed = b.conv(at_4, 16, "signed", relu=False)
-    merged = b.concat(b.up(b.conv(signed, 8, "lateral"), "up"), at_2, "skip")
+    merged = b.concat(b.up(b.conv(signed, 8, "lateral", relu=False), "up"), at_2, "skip")
     return _with_head(b, b.conv(merged, 8, "decoder_2"), height, width)
 
 

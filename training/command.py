@@ -16,7 +16,7 @@ def register(subparsers: Any) -> None:
         description="Train a reference network: seeded, resumable (call it again), best checkpoint by validation.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change a value of the recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY.PATH=VALUE", help="change a value of the recipe")
     parser.add_argument("--json", action="store_true", help="print the figures for machines")
     parser.set_defaults(handler=_train)
 
@@ -29,7 +29,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from training.segmenter_task import segmenter_task
     from training.trainer import train
 
-    recipe = load_recipe(arguments.recipe, arguments.set)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
     task = segmenter_task(recipe) if recipe.arch == "steel-unet" else gate_task(recipe)
     history = train(recipe, task)
     save_curves(history, task.judged_by, recipe.out / "curves.png")

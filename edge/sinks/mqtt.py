@@ -22,7 +22,7 @@ from types import TracebackType
 from edge.config import Mqtt
 from edge.errors import OutboxError
 from edge.events import PublisherHealth
-from edge.sinks.mqtt_client import Connection, BrokerConnectionError, tls_context
+from edge.sinks.mqtt_client import BrokerConnectionError, Connection, tls_context
 from edge.sinks.mqtt_delivery import Delivery, DeliveryCounters, status_payload
 from edge.sinks.outbox import Outbox
 from edge.topics import Channel, Topics

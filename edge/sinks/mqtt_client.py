@@ -65,15 +65,15 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     return context
 
 
-def new_client(config: Mqtt, client_id: str, tls: ssl.SSLContext | None) -> Client:
-    """A client that starts without a session and never acts by itself: no queue, no reconnection of its own."""
+def new_client(config: Mqtt, client_id: str, tls: ssl.SSLContext | None, reconnects: bool = False) -> Client:
+    """A client that starts without a session, with the station's credentials. reconnects: paho's own loop does it."""
     five = config.version == "5"
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         clean_session=None if five else True,
         protocol=MQTTv5 if five else MQTTv311,
-        reconnect_on_failure=False,
+        reconnect_on_failure=reconnects,
     )
     client.max_inflight_messages = 0  # no limit of its own: the window is kept by whoever publishes
     if config.username is not None:
@@ -221,9 +221,9 @@ def explain_error(error: OSError | ValueError, config: Mqtt) -> BrokerConnection
             "expected sinks.mqtt.tls.ca to be the authority that signed it",
         )
     if isinstance(error, ssl.SSLError):
-        return BrokerConnectionError("tls: handshake failed", f"{name}: TLS handshake failed ({error}); expected a TLS port there")
+        return BrokerConnectionError("tls: handshake failed", f"{name}: no TLS ({error}); expected a port that speaks TLS")
     if isinstance(error, socket.gaierror):
-        return BrokerConnectionError("connect: unknown host", f"{name}: {error.strerror}; expected sinks.mqtt.host to be a known name")
+        return BrokerConnectionError("connect: unknown host", f"{name}: {error.strerror}; expected sinks.mqtt.host to be known")
     if isinstance(error, ConnectionRefusedError):
         return BrokerConnectionError("connect: refused", f"{name}: connection refused; expected a broker to listen there")
     if isinstance(error, TimeoutError):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from edge.events import PublisherHealth, payload_of
 from edge.reporting import status_event
-from edge.sinks.mqtt_client import Acknowledgement, Connection, BrokerConnectionError
+from edge.sinks.mqtt_client import Acknowledgement, BrokerConnectionError, Connection
 from edge.sinks.outbox import Outbox, WaitingEvent
 from edge.topics import Channel, Topics
 

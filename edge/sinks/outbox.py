@@ -84,7 +84,7 @@ class WaitingEvent:
 class Outbox:
     """Events that wait, in order, and the progress of strips. Thread-safe. Raises OutboxError from every method.
 
-    max_mb: limit of what waits (payloads and names; the file is some 10 % larger, and does not shrink). max_age_h: what
+    max_mb: limit of what waits (payloads and names; the file takes up to twice that, and never shrinks). max_age_h: what
     has waited longer goes. Beyond either the oldest go, and beyond `max_mb` updates before all others; `dropped` counts
     them for good. An event may be dropped while it is on its way to the broker: then it is counted and arrives.
     """

@@ -90,7 +90,7 @@ class SteelStrip:
         self._planting = Planting(defects, steel_mm, longest_mm, seed)
         self._patch = lru_cache(maxsize=64)(self._draw)
         self._look = lru_cache(maxsize=64)(self._draw_look)
-        self._measured_scratch = lru_cache(maxsize=256)(self._measure_scratch)
+        self._measured_scratch = lru_cache(maxsize=64)(self._measure_scratch)
 
     def lines(self, first_line: int, count: int) -> Lines:
         """(count, width) uint8, what the camera sees from line `first_line` on."""

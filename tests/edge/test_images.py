@@ -123,7 +123,7 @@ def test_a_file_cut_off_anywhere_is_an_error_and_never_half_grey(
     noise = np.random.default_rng(1).integers(0, 256, (30, 40), np.uint8)
     data = _saved(path, noise).read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ImageError, match=r"cut\."):
+    with pytest.raises(ImageError, match=r"cut\.\w+: (truncated: |is empty|got a file that begins with)"):
         read_image(path)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.blocks import BLOCK_LINES, BlockCutter, GateRows
@@ -12,6 +12,7 @@ from edge.regions import RegionJoiner, Statistics, find_parts
 from edge.segmenters import MaskRows
 
 MANY = 10**9
+UNHURRIED = settings(deadline=None)
 
 
 def regions_of(mask: np.ndarray, confidence: np.ndarray, cuts: list[int], max_runs: int = MANY, **arguments) -> list[tuple[int, Statistics]]:
@@ -58,6 +59,7 @@ def masks(draw):
     return mask, confidence
 
 
+@UNHURRIED
 @given(masks(), st.lists(st.integers(1, 89), max_size=12))
 def test_regions_joined_over_any_cuts_are_those_of_the_whole_mask(drawn, cuts):
     mask, confidence = drawn
@@ -82,6 +84,7 @@ def test_regions_joined_over_any_cuts_are_those_of_the_whole_mask(drawn, cuts):
         assert statistics.run_count == len(statistics.runs)
 
 
+@UNHURRIED
 @given(masks(), st.lists(st.integers(1, 89), max_size=12), st.integers(0, 12))
 def test_of_too_many_runs_the_first_of_the_strip_are_kept_whatever_the_cuts(drawn, cuts, max_runs):
     everything = regions_of(*drawn, [])
@@ -91,6 +94,7 @@ def test_of_too_many_runs_the_first_of_the_strip_are_kept_whatever_the_cuts(draw
         assert some.run_count == whole.run_count
 
 
+@UNHURRIED
 @given(masks(), st.integers(0, 20), st.integers(5, 40))
 def test_pixels_between_the_judged_columns_of_their_line_are_counted(drawn, left, right):
     mask, confidence = drawn
@@ -142,12 +146,14 @@ def test_the_gate_score_is_the_highest_of_the_tiles_that_the_pixels_lie_in():
     assert [statistics.gate_score for _, statistics in found] == pytest.approx([0.1, 0.9, 0.7])
 
 
+@UNHURRIED
 @given(masks(), st.lists(st.integers(1, 89), max_size=6))
 def test_statistics_survive_being_written_and_read(drawn, cuts):
     for _, statistics in regions_of(*drawn, cuts, 5)[:10]:
         assert Statistics.restored(statistics.state()).state() == statistics.state()
 
 
+@UNHURRIED
 @given(st.integers(0, 2**32 - 1), st.integers(0, 200), st.lists(st.integers(1, 90), min_size=1, max_size=40), st.booleans())
 def test_blocks_are_the_same_planes_however_the_rows_arrive(seed, first_line, portions, with_lines):
     height, width = sum(portions), 5

@@ -52,7 +52,9 @@ def test_sigmoid_class_is_the_highest_channel_at_or_above_one_half(seed, channel
 
 def test_equal_scores_go_to_the_lowest_class():
     scores = np.array([[0, -1, -1], [0, 2, -2], [0, 2, -1]], np.float32).reshape(3, 1, 3)
-    assert classify(scores, "softmax")[0].tolist() == [[0, 1, 0]]
+    mask, confidence = classify(scores, "softmax")
+    assert mask.tolist() == [[0, 1, 0]]
+    assert [value > 0 for value in confidence[0]] == [False, True, False]
     assert classify(scores[1:], "sigmoid")[0].tolist() == [[1, 1, 0]]
 
 

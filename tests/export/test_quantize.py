@@ -74,7 +74,7 @@ def test_the_head_reads_the_float_weights_it_had(float_model, quantized):
 
 def test_tensors_joined_by_pooling_resizing_and_concatenation_share_one_scale():
     model = quantize(concatenating_unet(), ranges_of(concatenating_unet()))
-    joined = ["lateral_relu_out", "up_out", "stem_relu_out", "skip_out"]
+    joined = ["lateral_out", "up_out", "stem_relu_out", "skip_out"]
     assert len({scale_of(model, tensor) for tensor in joined}) == 1
     model = quantize(adding_unet(), ranges_of(adding_unet()))
     assert scale_of(model, "encoder_2_relu_out") == scale_of(model, "pool_out")
@@ -85,7 +85,7 @@ def test_tensors_joined_by_pooling_resizing_and_concatenation_share_one_scale():
 def test_the_joined_scale_covers_the_widest_of_them():
     model = concatenating_unet()
     ranges = ranges_of(model)
-    widest = max(ranges["lateral_relu_out"].limit, ranges["stem_relu_out"].limit)
+    widest = max(ranges["lateral_out"].limit, ranges["stem_relu_out"].limit)
     assert scale_of(quantize(model, ranges), "skip_out") == np.float32(widest / 127)
 
 
@@ -101,24 +101,25 @@ def test_all_256_grey_values_survive_the_first_q(quantized):
 
 
 def test_scores_stay_close_to_the_float_engine(float_model, quantized):
-    """Noise of a step s is s / sqrt(12), about 0.3 % of a tensor's range; six layers of it stay below 5 % of the scores' spread."""
+    """A step's noise, 1 / (127 sqrt(12)), is some 1 % of a tensor's typical values; that of six layers adds in squares."""
     height, width = (d.dim_value for d in float_model.graph.input[0].type.tensor_type.shape.dim[2:])
     tiles = images(16, height, width, seed=9)
     with OrtSession(float_model.SerializeToString(), 1) as floats, OrtSession(quantized.SerializeToString(), 1) as integers:
         wanted, got = floats.infer(tiles), integers.infer(tiles)
-        error = np.abs(wanted - got)
-        assert 0.0 < error.mean() < 0.05 * wanted.std()
+        error = np.sqrt(np.mean((wanted - got) ** 2))
+        assert 0.0 < error < np.sqrt(6) * 0.02 * np.sqrt(np.mean(wanted**2))
 
 
-def test_a_layer_named_float_keeps_its_weights_and_gets_better():
+def test_layers_named_float_keep_their_weights_and_sums():
     model = adding_unet()
     layers = quantizable_layers(model)
     assert layers == ("stem", "encoder_2", "encoder_4", "lateral", "skip", "decoder_2")
     kept = quantize(model, ranges_of(model), float_layers=["encoder_4", "skip"])
     assert node(kept, "encoder_4").input[1] == "encoder_4.weight"
     assert node(kept, "lateral").input[1] == "lateral/weight"
-    inputs = {n.name: n for n in kept.graph.node}
-    assert "up_out/for/skip" not in inputs["skip"].input or "skip_out/quantize" in inputs
+    assert set(quantizable_layers(model)) - {"encoder_4", "skip"} == {
+        n.name for n in kept.graph.node if n.op_type == "Conv" and n.input[1].endswith("/weight")
+    }
 
 
 def test_ranges_for_all_layers_are_enough_for_any_float_layers(float_model):

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_checkpoints import steel_image
+
+from export.errors import ExportError
+from export.networks import find_architecture
+from export.samples import ENOUGH, ExportData, cells, defective_tiles, gate_tiles, mosaic, read_folder, reflect
+
+GATE = find_architecture("steel-gate")
+
+
+def write_images(folder: Path, count: int) -> tuple[Path, Path]:
+    images, masks = folder / "images", folder / "masks"
+    for number in range(count):
+        image, mask = steel_image(number, 40, 50 + number)
+        for path, content in ((images / f"part/{number}.jpg", image), (masks / f"part/{number}.png", mask)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), content)
+    return images, masks
+
+
+def test_images_and_masks_of_the_same_names_are_paired(tmp_path: Path) -> None:
+    images, masks = write_images(tmp_path, 3)
+    data = read_folder(images, masks, classes=3)
+    assert [image.shape for image, _ in data.validation] == [(40, 50), (40, 51), (40, 52)]
+    for number, (_, mask) in enumerate(data.validation):
+        np.testing.assert_array_equal(mask, steel_image(number, 40, 50 + number)[1])
+
+
+def test_with_enough_images_quality_is_measured_on_others_than_ranges_come_from(tmp_path: Path) -> None:
+    images, masks = write_images(tmp_path, ENOUGH)
+    data = read_folder(images, masks, classes=3)
+    calibrating = {image.shape for image in data.calibration}
+    measuring = {image.shape for image, _ in data.validation}
+    assert len(calibrating) == ENOUGH // 4
+    assert len(measuring) == ENOUGH - ENOUGH // 4
+    assert not calibrating & measuring
+    again = read_folder(images, masks, classes=3)
+    assert [image.shape for image in again.calibration] == [image.shape for image in data.calibration]
+
+
+def test_without_masks_all_images_calibrate(tmp_path: Path) -> None:
+    images, _ = write_images(tmp_path, 3)
+    data = read_folder(images, None, classes=3)
+    assert (len(data.calibration), len(data.validation)) == (3, 0)
+
+
+def test_every_fault_of_the_folders_names_the_file(tmp_path: Path) -> None:
+    images, masks = write_images(tmp_path, 2)
+    for folder in (tmp_path / "absent", masks / "part" / ".."):
+        folder.mkdir(exist_ok=True)
+    with pytest.raises(ExportError, match="absent: holds no images"):
+        read_folder(tmp_path / "absent", None, 3)
+    with pytest.raises(ExportError, match="nowhere: no such folder"):
+        read_folder(images, tmp_path / "nowhere", 3)
+    with pytest.raises(ExportError, match=r"0\.png: holds class 2, expected class indices below 2"):
+        read_folder(images, masks, 2)
+    cv2.imwrite(str(masks / "part/1.png"), np.zeros((40, 40), np.uint8))
+    with pytest.raises(ExportError, match=r"1\.png: mask is \(40, 40\), its image \(40, 51\)"):
+        read_folder(images, masks, 3)
+    (masks / "part/1.png").unlink()
+    with pytest.raises(ExportError, match=r"1\.jpg: has no mask part/1\.\*"):
+        read_folder(images, masks, 3)
+    (images / "part/0.jpg").write_bytes((images / "part/0.jpg").read_bytes()[:30])
+    with pytest.raises(ExportError, match=r"0\.jpg: cannot be read as an image"):
+        read_folder(images, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "validation", "message"),
+    [
+        ([], [], "no calibration images"),
+        ([np.zeros((4, 4, 3), np.uint8)], [], "an image is uint8 \\(4, 4, 3\\)"),
+        ([np.zeros((4, 4), np.float32)], [], "an image is float32"),
+        ([np.zeros((4, 1), np.uint8)], [], "at least 2x2"),
+        ([np.zeros((4, 4), np.uint8)], [(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8))], "a mask is uint8 \\(4, 5\\)"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(calibration: list, validation: list, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        ExportData(calibration, validation)
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 50), st.sampled_from([1, 4, 16]))
+def test_a_reflected_image_is_a_multiple_of_the_stride_with_the_image_at_its_margin(
+    height: int, width: int, margin: int, stride: int
+) -> None:
+    image = np.random.default_rng(height * width).integers(0, 256, (height, width), np.uint8)
+    padded = reflect(image, margin, stride)
+    np.testing.assert_array_equal(padded[margin : margin + height, margin : margin + width], image)
+    assert all(side % stride == 0 for side in padded.shape)
+    assert all(0 <= big - small - 2 * margin < stride for big, small in zip(padded.shape, image.shape, strict=True))
+
+
+@given(st.integers(2, 70), st.integers(2, 70), st.integers(2, 30))
+def test_cells_cover_every_pixel_of_an_image(height: int, width: int, side: int) -> None:
+    image = np.arange(height * width).reshape(height, width)
+    found = list(cells([image], side))
+    assert all(cell.shape == (side, side) for cell in found)
+    assert set(np.concatenate(found, axis=None).tolist()) == set(range(height * width))
+
+
+def test_a_mosaic_is_made_of_whole_cells() -> None:
+    images = [np.full((20, 20), grey, np.uint8) for grey in range(7)]
+    strip = mosaic(images, 10, 12)
+    assert strip.shape == (40, 30)
+    assert set(strip.ravel().tolist()) == {0, 1, 2}
+
+
+def test_gate_tiles_are_averaged_and_labelled_by_their_defect_pixels() -> None:
+    image, mask = np.zeros((256, 512), np.uint8), np.zeros((256, 512), np.uint8)
+    image[:4, :4] = np.arange(16).reshape(4, 4) * 16
+    mask[0, :15] = 1
+    mask[100, 256 : 256 + 16] = 3
+    tiles = gate_tiles([image], GATE)
+    assert (tiles.shape, tiles.dtype) == ((2, 1, 64, 64), np.uint8)
+    assert tiles[0, 0, 0, 0] == 120
+    assert defective_tiles([mask], GATE, 16).tolist() == [False, True]
