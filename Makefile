@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# setuptools warns of every editable installation with folders in it
+INSTALL := PYTHONWARNINGS=ignore $(PIP) install -q
 
 .PHONY: help demo test lint clean
 
@@ -33,18 +35,18 @@ $(VENV)/.pip:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q --upgrade 'pip>=25.1'
+	$(INSTALL) --upgrade 'pip>=25.1'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 	@echo "installing rust-edge with its demo into $(VENV) ..."
-	$(PIP) install -q -e '.[demo]'
+	$(INSTALL) -e '.[demo]'
 	@touch $@
 
 # One resolution: the group's pinned torch satisfies the range of the extras.
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@echo "installing rust-edge with torch and the test tools into $(VENV) ..."
-	$(PIP) install -q --group dev -e '.[demo,export,train]'
+	$(INSTALL) --group dev -e '.[demo,export,train]'
 	@touch $@ $(VENV)/.demo
 
 clean:

@@ -1,0 +1,1 @@
+"""Activation ranges and thresholds, from images and scores; no torch."""

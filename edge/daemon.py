@@ -91,9 +91,9 @@ class Daemon:
             self._source = opening.enter_context(open_source(config.source, config.scale))
             self._publisher: MqttPublisher | None = None
             if config.sinks.mqtt:
-                self._publisher = MqttPublisher(config.sinks.mqtt, topics_of(config), self._outbox)
-                self._publisher.start()
-                opening.callback(lambda publisher=self._publisher: publisher.stop(self._stop_reason))
+                self._publisher = publisher = MqttPublisher(config.sinks.mqtt, topics_of(config), self._outbox)
+                publisher.start()
+                opening.callback(lambda: publisher.stop(self._stop_reason))
             self._opened = opening.pop_all()
         return self
 
@@ -192,9 +192,7 @@ class Daemon:
             return
         events = [outgoing(event) for event in findings.events]
         checkpoint = self._pipeline.checkpoint()
-        progress = Progress(
-            self._strip_id, checkpoint.line, checkpoint.state, self._hash, self._engines.sha256, finished
-        )
+        progress = Progress(self._strip_id, checkpoint.line, checkpoint.state, self._hash, self._engines.sha256, finished)
         # the files first: killed in between, they hold some events twice, and none is missing
         for sink in self._files:
             sink.emit(events)
@@ -220,9 +218,7 @@ class Daemon:
             queue_capacity_frames=self._config.queue_frames,
             open_defects=self._pipeline.open_defects,
             coverage=coverage_data(coverage),
-            outbox=OutboxHealth(
-                waiting=self._outbox.depth(), megabytes=self._outbox.megabytes(), dropped=self._outbox.dropped()
-            ),
+            outbox=OutboxHealth(waiting=self._outbox.depth(), megabytes=self._outbox.megabytes(), dropped=self._outbox.dropped()),
             publisher=self._publisher.counters() if self._publisher else None,
             counters=_source_counters(self._source),
         )

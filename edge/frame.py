@@ -36,7 +36,7 @@ class Frame:
     @property
     def line_stop(self) -> int:
         """Strip coordinate one past the last line."""
-        return self.first_line + self.lines.shape[0]
+        return self.first_line + len(self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,14 @@ class FrameSource(Protocol):
     """
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Columns of every frame."""
+        ...
 
     @property
-    def waits(self) -> bool: ...
+    def waits(self) -> bool:
+        """Whether it can wait for its consumer."""
+        ...
 
     def __enter__(self) -> FrameSource: ...
 
@@ -74,4 +78,6 @@ class FrameSource(Protocol):
         """
         ...
 
-    def health(self) -> SourceHealth: ...
+    def health(self) -> SourceHealth:
+        """Counters since it was opened."""
+        ...

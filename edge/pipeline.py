@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import cv2
+import numpy as np
 
 from edge.blocks import BLOCK_LINES
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert
@@ -182,7 +183,7 @@ class Pipeline:
         self._judge(self._segmenter.push(lines), findings)
 
     def _begin_run(self) -> None:
-        context = cv2.vconcat(self._before_resume) if self._before_resume else None
+        context = np.concatenate(self._before_resume) if self._before_resume else None
         self._before_resume.clear()
         self._window.start(self._next - (0 if context is None else len(context)))
         if context is not None:

@@ -53,7 +53,7 @@ _CHANNELS = {
     Channel.DEFECT: "Defects opened, updated and closed, in order per strip; and lens alerts among them. QoS 1.",
     Channel.STRIP: "The beginning and the summary of each strip, in order with its defects. QoS 1.",
     Channel.STATUS: "Whether the station is there. QoS 1, retained; `offline` also as the last will.",
-    Channel.HEALTH: "Counters of the running station. QoS 0.",
+    Channel.HEALTH: "Counters of the running station. QoS 1, not repeated after a lost connection.",
 }
 API_VERSION = "1.0.0"
 """Of the contract, not of the program: minor for added optional fields, major never (a changed event is a new type)."""
@@ -110,11 +110,10 @@ def _channel(channel: Channel) -> dict[str, Any]:
 
 
 def _operation(channel: Channel) -> dict[str, Any]:
-    qos = 0 if channel is Channel.HEALTH else 1
     return {
         "action": "send",
         "channel": {"$ref": f"#/channels/{channel.value}"},
-        "bindings": {"mqtt": {"qos": qos, "retain": channel is Channel.STATUS, "bindingVersion": "0.2.0"}},
+        "bindings": {"mqtt": {"qos": 1, "retain": channel is Channel.STATUS, "bindingVersion": "0.2.0"}},
     }
 
 

@@ -39,7 +39,9 @@ class ScoreCard:
         return not self.missed
 
 
-def score(planted: Sequence[PlantedDefect], closed: Sequence[DefectClosed], lines: int, mm_per_px: tuple[float, float]) -> ScoreCard:
+def score(
+    planted: Sequence[PlantedDefect], closed: Sequence[DefectClosed], lines: int, mm_per_px: tuple[float, float]
+) -> ScoreCard:
     """Match closed defects with the planted ones that lie wholly within the first `lines` lines.
 
     mm_per_px: along, across. Defects merged into others are left out: the other one stands for them.
@@ -55,7 +57,8 @@ def score(planted: Sequence[PlantedDefect], closed: Sequence[DefectClosed], line
     alone = [found[0] for found in matches.values() if len(found) == 1]
     errors = [
         math.hypot(
-            report.centroid_mm.along - planted[index].centroid_along_mm, report.centroid_mm.across - planted[index].centroid_across_mm
+            report.centroid_mm.along - planted[index].centroid_along_mm,
+            report.centroid_mm.across - planted[index].centroid_across_mm,
         )
         for index in wanted
         if len(matches[index]) == 1 and alone.count(report := matches[index][0]) == 1

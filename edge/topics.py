@@ -2,7 +2,7 @@
 
 `<root>/<site>/<line>/<camera>/defect|strip|status|health`. Lens alerts go to `defect`: whoever watches for defects has
 to learn, in order with them, that columns are no longer judged; the event's type tells the two apart. Only `status` is
-retained; `health` is sent once without acknowledgement, since the next one supersedes it.
+retained; `health` is sent once and not kept for later, since the next one supersedes it.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class DefectTracker:
     @property
     def open_defects(self) -> int:
         """Defects that were opened and are not closed yet."""
-        return sum(group.defect_id is not None for group in self._groups)
+        return sum(group.defect_id is not None for group in self._fragments.groups)
 
     def open_line(self) -> int | None:
         """First line of anything that may still be reported, opened or not; None if nothing is under way."""

@@ -1,0 +1,1 @@
+"""The upper floor that needs torch: checkpoints to verified, quantized, self-describing bundles."""

@@ -77,13 +77,13 @@ def write_bundle(out: Path, parts: BundleParts, existing: Existing = Existing.KE
     and SessionError.
     """
     check_target(out, existing)
-    with _partial_folder(out) as partial:
-        try:
+    try:
+        with _partial_folder(out) as partial:
             _write_files(partial, parts)
-        except OSError as error:
-            raise ExportError(f"{out}: cannot be written ({error.strerror}); make room or name another folder") from error
-        _verify(open_bundle(partial))
-        _put(partial, out)
+            _verify(open_bundle(partial))
+            _put(partial, out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error.strerror or error}); make room or name another folder") from error
     return open_bundle(out)
 
 

@@ -17,7 +17,9 @@ from paho.mqtt.properties import Properties
 class Inbox:
     """Subscribes with a session that outlives its connections and the broker. `messages` in the order of arrival."""
 
-    def __init__(self, port: int, topic: str = "#", client_id: str = "inbox", username: str | None = None, password: str = "") -> None:
+    def __init__(
+        self, port: int, topic: str = "#", client_id: str = "inbox", username: str | None = None, password: str = ""
+    ) -> None:
         self.messages: list[MQTTMessage] = []
         self._topic = topic
         self._subscribed = threading.Event()

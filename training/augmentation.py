@@ -79,4 +79,4 @@ def relight(image: Image, limits: Augmentation, rng: np.random.Generator) -> Ima
         light += rng.standard_normal(light.shape, np.float32) * (limits.noise * rng.random())
     if rng.random() < 0.3:
         light += rng.standard_normal((1, light.shape[1]), np.float32) * (limits.column_noise * rng.random())
-    return np.clip(np.rint(light), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(light), 0, 255), np.uint8)

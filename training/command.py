@@ -16,7 +16,9 @@ def register(subparsers: Any) -> None:
         description="Train a reference network: seeded, resumable (call it again), best checkpoint by validation.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY.PATH=VALUE", help="change a value of the recipe")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY.PATH=VALUE", help="change a value of the recipe"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures for machines")
     parser.set_defaults(handler=_train)
 
@@ -42,5 +44,7 @@ def _train(arguments: argparse.Namespace) -> int:
         print(json.dumps(figures))
     else:
         print("\n".join(f"{name:24s} {value:.4f}" for name, value in figures.items()))
-        print(f"best checkpoint: {recipe.out / 'best.pt'}; next: rust-edge export {recipe.out / 'best.pt'} --arch {recipe.arch} ...")
+        print(
+            f"best checkpoint: {recipe.out / 'best.pt'}; next: rust-edge export {recipe.out / 'best.pt'} --arch {recipe.arch} ..."
+        )
     return 0

@@ -48,7 +48,9 @@ def _read(path: Path, images: Images, classes: int) -> Example:
     mask_path = images.masks / path.relative_to(images.images).with_suffix(".png")
     image, mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
     if image is None or mask is None:
-        raise ConfigError(f"{path if image is None else mask_path}: cannot be read; expected an image and a mask of the same stem")
+        raise ConfigError(
+            f"{path if image is None else mask_path}: cannot be read; expected an image and a mask of the same stem"
+        )
     if image.shape != mask.shape:
         raise ConfigError(f"{mask_path}: mask is {mask.shape}, its image {image.shape}; expected the same size")
     if int(mask.max()) >= classes:

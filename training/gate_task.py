@@ -75,8 +75,8 @@ def _tiles(recipe: Recipe, real: tuple[Example, ...], strips: Iterator[Example],
     for image, mask in strips:
         for row in range(0, image.shape[0] - tile + 1, tile):
             for column in range(0, image.shape[1] - tile + 1, tile):
-                window = (slice(row, row + tile), slice(column, column + tile))
-                examples.append((image[window], mask[window]))
+                cell = (slice(row, row + tile), slice(column, column + tile))
+                examples.append((image[cell], mask[cell]))
     side = tile // REDUCE
     reduced = [np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8) for image, _ in examples]
     labels = [np.count_nonzero(mask) >= recipe.defect_px for _, mask in examples]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -108,6 +108,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
         faults = [
-            f"{path}: {'.'.join(map(str, fault['loc'])) or '(top)'}: got {fault['input']!r}; {fault['msg']}" for fault in error.errors()
+            f"{path}: {'.'.join(map(str, fault['loc'])) or '(top)'}: got {fault['input']!r}; {fault['msg']}"
+            for fault in error.errors()
         ]
         raise ConfigError("\n".join(faults)) from error

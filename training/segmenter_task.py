@@ -42,7 +42,9 @@ def segmenter_task(recipe: Recipe) -> Task:
         network = SteelUNet(len(recipe.classes)).eval()
         network.load_state_dict(torch.load(checkpoint, weights_only=True))
         unknown = confusion(network, split.held_out, recipe.classes)
-        return {f"held_out_iou_{name}": value for name, value in unknown.iou().items()} | {"held_out_mean_iou": unknown.mean_iou()}
+        return {f"held_out_iou_{name}": value for name, value in unknown.iou().items()} | {
+            "held_out_mean_iou": unknown.mean_iou()
+        }
 
     network = SteelUNet(len(recipe.classes))
     return Task(network, crops.batches_per_epoch, crops.batch, loss, validate, "mean_iou", measure if split.held_out else None)

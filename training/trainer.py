@@ -63,7 +63,8 @@ def train(recipe: Recipe, task: Task) -> list[Epoch]:
     """
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.schedule.average), use_buffers=True)
+    averaging = get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.schedule.rate, weight_decay=recipe.schedule.weight_decay)
     steps = recipe.schedule.epochs * task.batches_per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.schedule.rate, total_steps=steps + 1, pct_start=0.15)
@@ -78,7 +79,9 @@ def train(recipe: Recipe, task: Task) -> list[Epoch]:
         if judged[-1] >= max(judged):
             _save(recipe.out / "best.pt", averaged.module.state_dict())
         state = {name: part.state_dict() for name, part in parts.items()}
-        _save(recipe.out / "last.pt", {"recipe": recipe.model_dump_json(), "history": [asdict(entry) for entry in history], **state})
+        _save(
+            recipe.out / "last.pt", {"recipe": recipe.model_dump_json(), "history": [asdict(entry) for entry in history], **state}
+        )
         (recipe.out / "history.json").write_text(json.dumps([asdict(entry) for entry in history], indent=1), encoding="utf-8")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         tqdm.write(f"epoch {epoch + 1:3d}/{recipe.schedule.epochs}  loss {loss:.4f}  {shown}")
@@ -109,7 +112,9 @@ def _run_epoch(
                 scores = network(image)
             loss = task.loss(scores, truth)
             if not torch.isfinite(loss):
-                raise TrainingError(f"epoch {epoch + 1}, batch {index}: loss is {loss.item()}; expected a number: lower schedule.rate")
+                raise TrainingError(
+                    f"epoch {epoch + 1}, batch {index}: loss is {loss.item()}; expected a number: lower schedule.rate"
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)

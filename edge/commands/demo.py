@@ -9,17 +9,23 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.errors import StageError
+from edge.broker import EmbeddedBroker
+from edge.commands.subscribe import describe
+from edge.config import SimulatedSource, StationConfig, parse_config
+from edge.daemon import Daemon
+from edge.errors import ConfigError, StageError
+from edge.events import DefectClosed, DefectOpened, HealthData, LensAlerted, parse_event
+from edge.latency import LatencyHistogram
+from edge.ledger import Coverage
+from edge.scorecard import MIN_AREA_MM2, ScoreCard, score
+from edge.sources.steel_strip import SteelStrip
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers
-    from edge.config import StationConfig
-    from edge.events import HealthData
-    from edge.latency import LatencyHistogram
-    from edge.scorecard import ScoreCard
 
 WIDTH = 4096
 LINE_RATE_HZ = 2000.0
@@ -46,13 +52,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from edge.broker import EmbeddedBroker
-    from edge.config import parse_config
-    from edge.daemon import Daemon
-
     if not 1 <= arguments.seconds <= 3600 or not 1 <= arguments.line_rate_hz <= 200_000:
-        from edge.errors import ConfigError
-
         raise ConfigError(
             f"--seconds {arguments.seconds:g} --line-rate-hz {arguments.line_rate_hz:g}: expected 1 to 3600 s, 1 to 200000 Hz"
         )
@@ -137,8 +137,10 @@ class _Subscriber:
 
     def __enter__(self) -> _Subscriber:
         command = [sys.executable, "-m", "edge.cli", "subscribe", "--host", "127.0.0.1", "--port", str(self._port), "--json"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        self._subscribed = threading.Event()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr is not None
+        if not self._process.stderr.readline().startswith("subscribed"):
+            raise StageError(f"the subscriber did not start: {self._process.stderr.read()}")
         self._reader = threading.Thread(target=self._read, name="subscriber-output", daemon=True)
         self._reader.start()
         return self
@@ -156,8 +158,9 @@ class _Subscriber:
             with self._changed:
                 self.received.setdefault(event["id"], (event, received_ns))
                 self._changed.notify_all()
-            if (text := _alert(event)) is not None:
-                self._show.say(text)
+            parsed = parse_event(line)
+            if isinstance(parsed, DefectOpened | DefectClosed | LensAlerted):
+                self._show.say(describe(parsed))
 
     def wait_for(self, ids: set[str], timeout_s: float) -> None:
         """Until all have arrived, or the time is up."""
@@ -165,35 +168,15 @@ class _Subscriber:
             self._changed.wait_for(lambda: ids <= self.received.keys(), timeout_s)
 
 
-def _alert(event: dict[str, Any]) -> str | None:
-    """A received event as a person reads it; None for what is of no interest there."""
-    kind = event["type"].removeprefix("io.rust-edge.").removesuffix(".v1")
-    data = event["data"]
-    if kind not in ("defect.opened", "defect.closed"):
-        return None
-    place = f"at {data['centroid_mm']['along'] / 1000:8.3f} m, {data['centroid_mm']['across']:7.1f} mm across"
-    size = f"{data['length_mm']:7.1f} x {data['width_mm']:5.1f} mm"
-    return (
-        f"{kind:14s} {data['class_name']:10s} {place}  {size}  "
-        f"confidence {data['confidence_peak']:.2f}  {data['latency_ms']:6.0f} ms  {data['defect_id']}"
-    )
-
-
 def _report(
     arguments: argparse.Namespace,
     config: StationConfig,
-    coverage: Any,
+    coverage: Coverage,
     took_s: float,
     written: list[str],
     subscriber: _Subscriber,
     show: _Display,
 ) -> int:
-    from edge.config import SimulatedSource
-    from edge.events import DefectClosed, parse_event
-    from edge.latency import LatencyHistogram
-    from edge.scorecard import score
-    from edge.sources.steel_strip import SteelStrip
-
     source = config.source
     if not isinstance(source, SimulatedSource) or source.lines is None:
         raise StageError("the demo's camera has no end")
@@ -217,13 +200,11 @@ def _report(
 
 
 def _nanoseconds(instant: str) -> int:
-    from datetime import datetime
-
     return round(datetime.fromisoformat(instant.replace("Z", "+00:00")).timestamp() * 1e9)
 
 
 def _figures(
-    card: ScoreCard, coverage: Any, latency: LatencyHistogram, took_s: float, width: int, written: int, missing: int
+    card: ScoreCard, coverage: Coverage, latency: LatencyHistogram, took_s: float, width: int, written: int, missing: int
 ) -> dict[str, Any]:
     errors = card.position_errors_mm
     return {
@@ -246,8 +227,6 @@ def _figures(
 
 
 def _card(figures: dict[str, Any], card: ScoreCard) -> str:
-    from edge.scorecard import MIN_AREA_MM2
-
     def row(name: str, value: str) -> str:
         return f"  {name:34s} {value}"
 

@@ -32,7 +32,8 @@ class MaskRows:
 
     @property
     def line_stop(self) -> int:
-        return self.first_line + self.mask.shape[0]
+        """Strip coordinate one past the last row."""
+        return self.first_line + len(self.mask)
 
 
 @runtime_checkable
@@ -47,12 +48,22 @@ class Segmenter(Protocol):
     """
 
     @property
-    def lag_lines(self) -> int: ...
+    def lag_lines(self) -> int:
+        """How many lines after a row its mask is out at the latest."""
+        ...
 
-    def context_lines(self, first_line: int) -> int: ...
+    def context_lines(self, first_line: int) -> int:
+        """How many lines before `first_line` a restart there wants."""
+        ...
 
-    def start(self, first_line: int, context: Lines | None = None) -> None: ...
+    def start(self, first_line: int, context: Lines | None = None) -> None:
+        """Begin a run; `context` are the lines just before it."""
+        ...
 
-    def push(self, lines: Lines) -> list[MaskRows]: ...
+    def push(self, lines: Lines) -> list[MaskRows]:
+        """Take the run's next lines, (h, w) uint8."""
+        ...
 
-    def flush(self) -> list[MaskRows]: ...
+    def flush(self) -> list[MaskRows]:
+        """End the run."""
+        ...

@@ -77,7 +77,7 @@ class MqttPublisher:
             self._waker.send(b"\0")
 
     def publish_health(self, payload: bytes) -> None:
-        """Send counters, at QoS 0, if there is a connection; a newer one replaces an older that was not sent yet."""
+        """Send counters once there is a connection; a newer one replaces an older that was not sent yet."""
         self._health = payload
         self.wake()
 

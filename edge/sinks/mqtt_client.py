@@ -118,9 +118,9 @@ class Connection:
                 )
             self.step(left_s)
 
-    def publish(self, topic: str, payload: bytes, retain: bool = False, qos: int = 1) -> int:
-        """Hand a message to the network; the id under which its acknowledgement comes. Never waits."""
-        return self._client.publish(topic, payload, qos=qos, retain=retain).mid
+    def publish(self, topic: str, payload: bytes, retain: bool = False) -> int:
+        """Hand a message to the network at QoS 1; the id under which its acknowledgement comes. Never waits."""
+        return self._client.publish(topic, payload, qos=1, retain=retain).mid
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a packet so large, as far as it told."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from edge.cli import main
 from edge.config import StationConfig, load_config, parse_config
@@ -198,3 +200,31 @@ def test_schema_is_a_json_schema_of_every_key(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_a_station_file_that_is_shipped_parses(path: Path) -> None:
     load_config(path)
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key path of a model with its default as the documentation writes it."""
+    for name, field in model.model_fields.items():
+        inner = models_in(field.annotation)
+        if f"{prefix}{name}" in ("source.kind", "filters.classes"):
+            continue
+        if inner:
+            for each in inner:
+                yield from keys_of(each, f"{prefix}{name}.")
+        elif field.is_required():
+            yield f"{prefix}{name}", "required"
+        else:
+            told = "none" if field.default is None else str(field.default)
+            yield f"{prefix}{name}", f"`{told.lower() if isinstance(field.default, bool) else told}`"
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def test_every_key_and_its_default_are_documented() -> None:
+    page = (CONFIGS.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    missing = [f"| `{key}` | {default} |" for key, default in keys_of(StationConfig) if f"| `{key}` | {default} |" not in page]
+    assert missing == []

@@ -115,7 +115,10 @@ def test_the_id_is_the_same_on_every_machine_and_in_every_release() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 20), st.integers(0, 5), st.sampled_from(["coil-1", "coil-2"])), unique=True, min_size=2, max_size=20
+        st.tuples(st.integers(0, 20), st.integers(0, 5), st.sampled_from(["coil-1", "coil-2"])),
+        unique=True,
+        min_size=2,
+        max_size=20,
     )
 )
 def test_different_strips_defects_and_revisions_have_different_ids(occurrences: list[tuple[int, int, str]]) -> None:
