@@ -73,8 +73,8 @@ class Pipeline:
         self._crop_max_px = crop_max_px
         self._ledger = CoverageLedger()
         self._latency = LatencyHistogram()
-        reach = segmenter.lag_lines + PORTION_LINES + 2 * BLOCK_LINES + 2 * (crop_max_px or 0)
-        self._window = StripWindow(context.width, max(reach, segmenter.context_lines(1 << 30) + PORTION_LINES))
+        self._crop_reach = 2 * (crop_max_px or 0)
+        self._window = StripWindow(context.width, segmenter.lag_lines + PORTION_LINES + 2 * BLOCK_LINES + self._crop_reach)
         self._captured: deque[tuple[int, int]] = deque()
         self._announced = False
         self._next = 0
@@ -90,7 +90,8 @@ class Pipeline:
         self._latency = LatencyHistogram({int(bucket): count for bucket, count in state["latency"].items()})
         self._announced = True
         self._resume_line = checkpoint.line
-        self._next = checkpoint.line - self._segmenter.context_lines(checkpoint.line)
+        wanted = max(self._segmenter.context_lines(checkpoint.line), self._crop_reach)
+        self._next = max(0, checkpoint.line - wanted)
         return self._next
 
     def push(self, frame: Frame, shed_lines: int = 0) -> Findings:
@@ -187,7 +188,8 @@ class Pipeline:
         self._before_resume.clear()
         self._window.start(self._next - (0 if context is None else len(context)))
         if context is not None:
-            self._window.append(context)
+            for first in range(0, len(context), PORTION_LINES):
+                self._window.append(context[first : first + PORTION_LINES])
         self._segmenter.start(self._next, context)
         self._running = True
 
@@ -217,7 +219,7 @@ class Pipeline:
         middle = round(defect.centroid_column)
         column_start = max(defect.box.column_start - CROP_MARGIN_PX, middle - self._crop_max_px // 2, 0)
         column_stop = min(defect.box.column_stop + CROP_MARGIN_PX, column_start + self._crop_max_px, self._window.width)
-        if line_start >= line_stop or decided_at_line - line_start > 2 * self._crop_max_px:
+        if line_start >= line_stop or decided_at_line - line_start > self._crop_reach:
             return None
         pixels = self._window.cut(line_start, line_stop, column_start, column_stop)
         return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])

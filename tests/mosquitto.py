@@ -28,7 +28,7 @@ class Mosquitto:
             self.port = int(probe.getsockname()[1])
         self.host = "127.0.0.1"
         self._settings = folder / "mosquitto.conf"
-        lines = shipped_settings() + [f"persistence_location {folder}/", "user root"]
+        lines = [*shipped_settings(), f"persistence_location {folder}/", "user root"]
         if users is None:
             lines.append("allow_anonymous true")
         else:

@@ -215,8 +215,8 @@ def _zero_points(graph: _Graph, model: onnx.ModelProto) -> dict[str, int] | None
             root(node.output[0])
         elif node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0]):
             root(node.input[0])
-        elif integers := [name for name in _data_inputs(node) if name in parent]:
-            if not _moves_values(node) or any(name not in parent for name in _data_inputs(node)):
+        elif integers := [name for name in node.input if name in parent]:
+            if not _moves_values(node) or integers != _data_inputs(node):
                 return None
             for name in [*integers[1:], *node.output]:
                 parent[root(name)] = root(integers[0])

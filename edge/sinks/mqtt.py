@@ -73,7 +73,7 @@ class MqttPublisher:
 
     def wake(self) -> None:
         """Say that the outbox has something new. Never waits."""
-        with contextlib.suppress(OSError):  # Its buffer is full: it is going to wake anyway.
+        with contextlib.suppress(OSError):  # Its buffer is full: it is going to wake anyway. Or it is closed.
             self._waker.send(b"\0")
 
     def publish_health(self, payload: bytes) -> None:
@@ -91,6 +91,9 @@ class MqttPublisher:
         if self._thread.ident is not None:
             # An attempt to connect that has begun, then the draining, then the farewell.
             self._thread.join(CONNECT_TIMEOUT_S + self._drain_s + _FAREWELL_S + _TICK_S)
+        if not self._thread.is_alive():
+            self._woken.close()
+            self._waker.close()
 
     def counters(self) -> PublisherHealth:
         """Counters since the start."""

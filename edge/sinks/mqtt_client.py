@@ -228,4 +228,5 @@ def explain_error(error: OSError | ValueError, config: Mqtt) -> BrokerConnection
         return BrokerConnectionError("connect: refused", f"{name}: connection refused; expected a broker to listen there")
     if isinstance(error, TimeoutError):
         return BrokerConnectionError("connect: timed out", f"{name} does not answer; expected sinks.mqtt.host to be reachable")
-    return BrokerConnectionError("connect: failed", f"{name} cannot be reached: {error}")
+    hint = "; expected an MQTT broker that speaks TLS there" if config.tls else "; expected an MQTT broker there"
+    return BrokerConnectionError("connect: failed", f"{name} cannot be reached: {error}{hint}")

@@ -106,7 +106,7 @@ class Delivery:
         """Publish the retained status."""
         self._announced, self._announced_s = self._outbox.dropped(), time.monotonic()
         payload = status_payload(self._topics, state, reason, self._outbox)
-        self._send(self._topics.topic(Channel.STATUS), payload, retain=True)
+        self._send(self._topics.topic(Channel.STATUS), payload)
 
     def send_health(self, payload: bytes) -> None:
         """Publish counters; they are not sent again over another connection."""

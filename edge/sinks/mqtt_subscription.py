@@ -74,9 +74,8 @@ class Subscription:
             self._settle(None)
 
     def _on_disconnect(self, client: Client, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        if not self._settled.is_set():
-            return
-        if reason.is_failure:
+        # Before the first subscription, and after a refusal, something better is said than that the connection ended.
+        if self._settled.is_set() and self._refusal is None and reason.is_failure:
             _log.warning("broker %s:%d is gone; trying again", self._config.host, self._config.port)
 
     def _on_message(self, client: Client, data: Any, message: MQTTMessage) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from small_networks import gate, images
@@ -24,6 +24,7 @@ from calibration.activations import (
 finite = arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e6, 1e6, width=32))
 
 
+@settings(deadline=None)
 @given(st.lists(finite, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_statistics_do_not_depend_on_how_values_were_cut_into_batches(parts, random):
     whole = observe(np.concatenate(parts))
@@ -36,15 +37,17 @@ def test_statistics_do_not_depend_on_how_values_were_cut_into_batches(parts, ran
     assert merged.counts.sum() == sum(part.size for part in parts)
 
 
+@settings(deadline=None)
 @given(finite, finite, st.sampled_from([RangeMethod.PERCENTILE_99_99, RangeMethod.PERCENTILE_99_9]))
 def test_a_percentile_covers_its_share_and_no_bin_more(common, rare, method):
-    values = np.concatenate([common.repeat(100_000 // common.size), rare])
+    values = np.concatenate([common.repeat(10_000 // common.size), rare])
     magnitudes = np.sort(np.abs(values.astype(np.float64)))
     exact = magnitudes[math.ceil(magnitudes.size * method.value / 100.0) - 1]
     limit = activation_range(observe(values), method).limit
     assert exact <= limit <= exact + max(magnitudes[-1], 2.0**-50) / (BINS / 2)
 
 
+@settings(deadline=None)
 @given(finite)
 def test_min_max_covers_every_value_and_tells_the_sign(values):
     found = activation_range(observe(values), RangeMethod.MIN_MAX)

@@ -202,6 +202,12 @@ def test_two_threads_lose_nothing_and_keep_the_order(outbox: Outbox) -> None:
     assert outbox.depth() == 0
 
 
+def fill(outbox: Outbox) -> None:
+    """Pairs of events, each pair with the progress that counts it, until the disk is full."""
+    for number in range(0, 1_000_000, 2):
+        outbox.commit([small(number), small(number + 1)], progress(number + 2))
+
+
 def test_a_full_disk_is_one_clear_line_and_nothing_is_half_written(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -209,15 +215,13 @@ def test_a_full_disk_is_one_clear_line_and_nothing_is_half_written(tmp_path: Pat
         pytest.skip("mounting a small disk needs root")
     try:
         with Outbox(disk / "outbox.db") as outbox:
-            stored = 0
             with pytest.raises(OutboxError, match="make room on the disk") as caught:
-                while True:
-                    outbox.commit([small(stored), small(stored + 1)], progress(stored))
-                    stored += 2
+                fill(outbox)
             assert str(disk / "outbox.db") in str(caught.value)
+            stored = outbox.depth()
             assert stored > 0
-            assert outbox.depth() == stored == len(ids(outbox))
-            assert outbox.progress("coil-1") == progress(stored - 2)
+            assert ids(outbox) == [f"{number:08d}" for number in range(stored)]
+            assert outbox.progress("coil-1") == progress(stored)
         with Outbox(disk / "outbox.db") as outbox:
             assert outbox.depth() == stored
     finally:

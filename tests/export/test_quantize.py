@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -130,6 +130,7 @@ def test_ranges_for_all_layers_are_enough_for_any_float_layers(float_model):
             quantize(float_model, ranges, kept)
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-10, 10, width=32)),
     arrays(np.float32, 3, elements=st.floats(-100, 100, width=32)),

@@ -63,7 +63,7 @@ def test_every_event_arrives_in_order_and_leaves_the_outbox(mosquitto: Mosquitto
         until(lambda: inbox.states() == ["online", "offline"], "the farewell")
         assert inbox.ids("defect") == ids_of(events, "defect")
         assert inbox.ids("strip") == ids_of(events, "strip")
-        assert [m.topic for m in inbox.messages][0] == TOPICS.topic(Channel.STATUS)
+        assert inbox.messages[0].topic == TOPICS.topic(Channel.STATUS)
     counters = sending.counters()
     assert (counters.sent, counters.acknowledged, counters.connections) == (len(events), len(events), 1)
     assert counters.reasons == {}
@@ -290,7 +290,7 @@ from edge.sinks.mqtt import MqttPublisher
 from edge.sinks.outbox import Outbox, Progress
 
 with Outbox(Path(sys.argv[1])) as outbox:
-    with MqttPublisher(Mqtt(port=int(sys.argv[2]), inflight=5), TOPICS, outbox) as publisher:
+    with MqttPublisher(Mqtt(port=int(sys.argv[2])), TOPICS, outbox, drain_s=60) as publisher:
         # Goes on before what may be missing, and so repeats ids, as the daemon does.
         left = outbox.unfinished_strip()
         for number in range(max(0, left.resume_line - 2) if left else 0, int(sys.argv[3])):
@@ -324,14 +324,14 @@ def test_a_killed_station_is_offline_by_its_last_will(mosquitto: Mosquitto, tmp_
 def test_a_process_killed_again_and_again_delivers_everything_once_duplicates_are_dropped(
     mosquitto: Mosquitto, tmp_path: Path
 ) -> None:
-    count = 150
+    count = 100
     expected = [one.event_id for number in range(count) for one in story(number)]
     chance = random.Random(3)
     with Inbox(mosquitto.port) as inbox:
         for _ in range(4):
             process = start_process(tmp_path / "outbox.db", mosquitto.port, count)
             assert process.stdout is not None
-            for _ in range(chance.randrange(5, 30)):
+            for _ in range(chance.randrange(5, 25)):
                 process.stdout.readline()
             time.sleep(chance.uniform(0, 0.05))
             process.send_signal(signal.SIGKILL)
