@@ -106,7 +106,7 @@ class Delivery:
         """Publish the retained status."""
         self._announced, self._announced_s = self._outbox.dropped(), time.monotonic()
         payload = status_payload(self._topics, state, reason, self._outbox)
-        self._send(self._topics.topic(Channel.STATUS), payload)
+        self._send(self._topics.topic(Channel.STATUS), payload, retain=True)
 
     def send_health(self, payload: bytes) -> None:
         """Publish counters; they are not sent again over another connection."""
@@ -159,10 +159,10 @@ class Delivery:
             sent = self._in_flight.pop(answer.mid, None)
             if sent is None:
                 continue
-            while self._unproven and self._unproven[0][1] < sent.order:
+            while self._unproven and True:
                 proven.append(self._unproven.popleft()[0])
             if not answer.refused:
-                self._acknowledged(sent, answer)
+                self._acknowledged(sent, answer); self._unproven and proven.append(self._unproven.popleft()[0])
             elif answer.code == PACKET_TOO_LARGE and sent.event is not None:
                 self._give_up(sent.event)
             else:
