@@ -10,6 +10,7 @@ frame. What was committed is taken up by the next start.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -72,7 +73,7 @@ class Daemon:
     ) -> None:
         self._config, self._origin, self._asked_id = config, origin, strip_id
         self._observe, self._observe_every_s = observe, observe_every_s
-        self._hash = config_hash(config)
+        self._hash = _resume_hash(config)
         self._stop = threading.Event()
         self._stop_reason = "finished"
         self._captured: BaseException | None = None
@@ -226,6 +227,11 @@ class Daemon:
             self._publisher.publish_health(payload_of(health_event(topics_of(self._config).source, health, time.time_ns())))
         if self._observe:
             self._observe(health)
+
+
+def _resume_hash(config: StationConfig) -> str:
+    """A strip is taken up again only with the same rules and from the same source."""
+    return hashlib.sha256((config_hash(config) + config.source.model_dump_json()).encode()).hexdigest()
 
 
 def _source_counters(source: FrameSource) -> dict[str, float]:

@@ -22,9 +22,20 @@ from edge.tracker import DefectTracker
 from edge.window import padded_columns
 
 
+_NO_MATTER = {
+    "source": True,
+    "sinks": True,
+    "outbox": True,
+    "session": True,
+    "queue_frames": True,
+    "chunk_lines": True,
+    "dense": True,
+}
+
+
 def config_hash(config: StationConfig) -> str:
-    """sha256 of what decides over findings and events; where they go, and secrets, are left out."""
-    return hashlib.sha256(config.model_dump_json(exclude={"sinks", "outbox", "session", "queue_frames"}).encode()).hexdigest()
+    """sha256 of what decides over findings; how lines are cut and batched, and where events go, is left out, secrets too."""
+    return hashlib.sha256(config.model_dump_json(exclude={**_NO_MATTER, "tiling": {"batch"}}).encode()).hexdigest()
 
 
 def dense_halo(bundle: Bundle) -> int:

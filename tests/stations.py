@@ -55,7 +55,9 @@ def start_daemon(folder: Path, document: dict[str, Any], *arguments: str) -> sub
     path = folder / "station.yaml"
     path.write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "edge.cli", "run", "-c", str(path), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def events_in(path: Path) -> list[dict[str, Any]]:

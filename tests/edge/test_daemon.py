@@ -90,7 +90,7 @@ def test_a_strip_left_by_another_station_file_is_given_up_and_a_new_one_begun(tm
     for path in (tmp_path / "strip").glob("*.png"):
         path.unlink()
     write_strip(tmp_path / "strip", lines=500)
-    with daemon(station(tmp_path, chunk_lines=32), strip_id="s2") as running:
+    with daemon(station(tmp_path, scale={"mm_per_line": 0.5}), strip_id="s2") as running:
         summary = running.run()
     assert "strip s1 was left unfinished" in caplog.text
     assert summary.strip_id == "s2"

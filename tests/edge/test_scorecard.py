@@ -25,7 +25,21 @@ def closed(line: int, column: int, side: int = 20, ending: Ending = Ending.COMPL
     box = BoxPx(line, line + side, column, column + side)
     middle = (side - 1) / 2
     defect = Defect(
-        f"{line}-{column}", 1, "patches", box, side * side, side * side * MM * MM, line + middle, column + middle, 5, 5, 0, 0.9, 1, None, 1
+        f"{line}-{column}",
+        1,
+        "patches",
+        box,
+        side * side,
+        side * side * MM * MM,
+        line + middle,
+        column + middle,
+        5,
+        5,
+        0,
+        0.9,
+        1,
+        None,
+        1,
     )
     context = StripContext("/a/b/c", "s", 512, Scale(), "dense", "b", "e", None, None, "c")
     return defect_event(context, DefectChange(Change.CLOSED, defect, line + side, ending), 0, 0)
