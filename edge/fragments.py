@@ -88,7 +88,7 @@ class Fragments:
         """Forget what lies, by at least half the width of its recent parts, in these columns (w,).
 
         Returns the numbers of the regions no longer followed, and the groups that are gone, whose fragments are not yet
-        counted as rejected.
+        counted as rejected. Their parts go with the next `forget`.
         """
         covered = np.concatenate(([0], np.cumsum(columns)))
         balance: dict[Group | Region, int] = {}
@@ -104,7 +104,6 @@ class Fragments:
                 self._reject(region, Reason.FIXED_COLUMNS)
         groups = sorted((group for group in self.groups if group in dropped), key=lambda group: group.order)
         self.groups = [group for group in self.groups if group not in dropped]
-        self._recent = [(box, region) for box, region in self._recent if _owner(region.root()) not in dropped]
         return numbers, groups
 
     def forget(self, line: int) -> None:

@@ -19,6 +19,8 @@ from edge.image_formats import ImageSize, check_whole, format_of, size_of
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 OPENCV_MAX_PIXELS = 2**30
 """What OpenCV decodes unless OPENCV_IO_MAX_IMAGE_PIXELS, set before it is imported, allows more."""
+DECODER_MAX_LINES = 1_000_000
+"""What libpng decodes, whatever the environment says. Source: libpng, pnglibconf.h, PNG_USER_HEIGHT_MAX."""
 
 Pixels = npt.NDArray[np.integer[Any] | np.floating[Any]]
 
@@ -85,6 +87,8 @@ def _decoded(path: Path, name: str, size: ImageSize) -> Pixels:
 
 
 def _limits(size: ImageSize, otherwise: str) -> str:
+    if size.lines > DECODER_MAX_LINES:
+        return f"more than {DECODER_MAX_LINES} lines are beyond the decoder: split it into several files"
     if size.lines * size.columns > OPENCV_MAX_PIXELS:
         return (
             f"more than {OPENCV_MAX_PIXELS} pixels need a larger OPENCV_IO_MAX_IMAGE_PIXELS in the environment, or several files"

@@ -53,7 +53,7 @@ class Inbox:
         return [document["data"]["state"] for document in self.documents("status")]
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 90.0) -> None:
     """Wait for something that has to happen; how soon is not asserted."""
     end = time.monotonic() + timeout_s
     while not condition():

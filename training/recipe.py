@@ -83,6 +83,7 @@ class Recipe(Part):
     simulated: SimulatedStrips
     augmentation: Augmentation = Augmentation()
     schedule: Schedule
+    start_from: Path | None = Field(None, description="Weights to begin with, such as an earlier stage's best.pt; none: random ones.")
     defect_px: int = Field(16, ge=1, description="Gate: a tile with at least this many defect pixels is defective.")
     out: Path
 

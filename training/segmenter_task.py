@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edge.errors import ConfigError
 from edge.evaluation import Confusion
 from export.networks.unet import SteelUNet
 from training.augmentation import Example
@@ -40,14 +42,25 @@ def segmenter_task(recipe: Recipe) -> Task:
 
     def measure(checkpoint: Path) -> dict[str, float]:
         network = SteelUNet(len(recipe.classes)).eval()
-        network.load_state_dict(torch.load(checkpoint, weights_only=True))
+        network.load_state_dict(load_weights(checkpoint))
         unknown = confusion(network, split.held_out, recipe.classes)
         return {f"held_out_iou_{name}": value for name, value in unknown.iou().items()} | {
             "held_out_mean_iou": unknown.mean_iou()
         }
 
     network = SteelUNet(len(recipe.classes))
+    if recipe.start_from is not None:
+        network.load_state_dict(load_weights(recipe.start_from))
     return Task(network, crops.batches_per_epoch, crops.batch, loss, validate, "mean_iou", measure if split.held_out else None)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict that the trainer wrote. Raises ConfigError."""
+    try:
+        weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read as weights ({error}); expected the best.pt of an earlier training") from error
+    return weights
 
 
 def validation_strips(recipe: Recipe) -> tuple[Example, ...]:

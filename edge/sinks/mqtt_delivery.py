@@ -159,10 +159,10 @@ class Delivery:
             sent = self._in_flight.pop(answer.mid, None)
             if sent is None:
                 continue
-            while self._unproven and True:
+            while self._unproven and self._unproven[0][1] < sent.order:
                 proven.append(self._unproven.popleft()[0])
             if not answer.refused:
-                self._acknowledged(sent, answer); self._unproven and proven.append(self._unproven.popleft()[0])
+                self._acknowledged(sent, answer)
             elif answer.code == PACKET_TOO_LARGE and sent.event is not None:
                 self._give_up(sent.event)
             else:

@@ -22,9 +22,7 @@ SCALE = Scale(mm_per_line=0.5, mm_per_column=0.25)
 
 
 def test_thresholds_are_the_bundles_where_the_station_sets_none():
-    rules = resolve_rules(
-        Filters(classes={"rust": ClassRule(high=0.9)}), CLASSES, {"rust": Threshold(low=0.4, high=0.6)}, SCALE
-    )
+    rules = resolve_rules(Filters(classes={"rust": ClassRule(high=0.9)}), CLASSES, {"rust": Threshold(low=0.4, high=0.6)}, SCALE)
     rust, pit = rules.classes[1:]
     assert (rust.low, rust.high) == (102, 230)
     # Neither has one for pits: one half, rounded up to the next 255th.
@@ -107,7 +105,13 @@ def test_connected_pixels_fail_by_the_first_rule_that_they_break(limits, area, p
 
 @pytest.mark.parametrize(
     ("area_mm2", "length", "expected"),
-    [(0.9, 20.0, Reason.MIN_AREA), (1.0, 2.9, Reason.MIN_LENGTH), (1.0, 3.0, Reason.ASPECT), (1.0, 4.0, None), (1.0, 9.0, Reason.ASPECT)],
+    [
+        (0.9, 20.0, Reason.MIN_AREA),
+        (1.0, 2.9, Reason.MIN_LENGTH),
+        (1.0, 3.0, Reason.ASPECT),
+        (1.0, 4.0, None),
+        (1.0, 9.0, Reason.ASPECT),
+    ],
 )
 def test_a_defect_fails_by_the_first_rule_that_it_breaks(area_mm2, length, expected):
     limits = ClassLimits(min_area_mm2=1.0, min_length_mm=3.0, min_aspect_ratio=2.0, max_aspect_ratio=4.0)

@@ -61,6 +61,7 @@ def test_sixteen_bits_become_eight_by_dividing_by_257_and_rounding(tmp_path: Pat
     assert read_image(_saved(tmp_path / f"a.{suffix}", deep)).tolist() == [[0, 0, 1, 1, 254, 255, 255]]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 65535))
 def test_every_sixteen_bit_level_becomes_the_nearest_of_256(level: int) -> None:
     assert grey_lines(np.array([[level]], np.uint16))[0, 0] == round(level / 257)
@@ -210,6 +211,18 @@ def test_a_tiff_of_several_pages_is_refused(tmp_path: Path) -> None:
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"a\.tif: got float32 pixels; expected 8 or 16 bits"):
         read_image(_saved(tmp_path / "a.tif", GREY.astype(np.float32)))
+
+
+def test_an_image_taller_than_the_decoder_takes_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = _png(tmp_path / "a.png", 1, 1_000_001, 0, bytes(2 * 1_000_001))
+    with pytest.raises(ImageError, match=r"a\.png: PNG of 1 x 1000001 pixels .* more than 1000000 lines .* split it"):
+        read_image(path)
+
+
+def test_an_image_of_more_pixels_than_the_decoder_takes_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = _png(tmp_path / "a.png", 16384, 65537, 0, b"")
+    with pytest.raises(ImageError, match=r"a\.png: PNG of 16384 x 65537 pixels .* OPENCV_IO_MAX_IMAGE_PIXELS"):
+        read_image(path)
 
 
 def test_a_missing_file_and_a_folder_are_errors_with_their_names(tmp_path: Path) -> None:

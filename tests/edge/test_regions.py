@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ MANY = 10**9
 UNHURRIED = settings(deadline=None)
 
 
-def regions_of(mask: np.ndarray, confidence: np.ndarray, cuts: list[int], max_runs: int = MANY, **arguments) -> list[tuple[int, Statistics]]:
+def regions_of(
+    mask: np.ndarray, confidence: np.ndarray, cuts: list[int], max_runs: int = MANY, **arguments
+) -> list[tuple[int, Statistics]]:
     """(layer, statistics) of the regions of a mask that arrives in blocks cut at `cuts`."""
     joiner = RegionJoiner()
     known: dict[int, tuple[int, Statistics]] = {}
     ended: list[tuple[int, Statistics]] = []
     bounds = sorted({0, len(mask), *(cut for cut in cuts if cut < len(mask))})
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         parts = find_parts(start, mask[start:stop], confidence[start:stop], **arguments)
         joined = joiner.join(parts)
         for gone, into in joined.merged:
@@ -104,6 +108,14 @@ def test_pixels_between_the_judged_columns_of_their_line_are_counted(drawn, left
     judged = (columns >= lefts[:, None]) & (columns < rights[:, None])
     found = regions_of(mask, confidence, [], judged=(lefts, rights))
     assert [entry[1].inside for entry in found] == [(region & judged).sum() for _, region in whole_regions(mask, confidence)]
+
+
+@UNHURRIED
+@given(masks(), st.integers(0, 30))
+def test_statistics_add_up_to_the_same_in_either_order(drawn, max_runs):
+    found = [statistics for _, statistics in regions_of(*drawn, [])[:12]]
+    for one, other in itertools.pairwise(found):
+        assert one.merge(other, max_runs).state() == other.merge(one, max_runs).state()
 
 
 def test_a_u_is_one_region_from_the_seam_on_where_its_legs_meet():

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from edge.defects import BoxPx
@@ -25,7 +26,7 @@ def test_column_major_text_decodes_to_the_mask_it_was_made_from(mask):
 @given(MASKS)
 def test_runs_are_as_few_as_can_be(mask):
     runs = encode_runs(mask)
-    assert all(start + length < following for (start, length), (following, _) in zip(runs, runs[1:], strict=False))
+    assert all(start + length < following for (start, length), (following, _) in itertools.pairwise(runs))
 
 
 def test_severstal_counts_from_one_down_the_columns_and_goes_on_in_the_next():
@@ -46,7 +47,9 @@ def test_runs_of_the_strip_become_runs_of_their_box():
     assert np.array_equal(decode_runs(runs_in_box(runs, box), 2, 5), expected)
 
 
-@pytest.mark.parametrize("runs", [((0, 3), (2, 1)), ((4, 9),), ((-1, 2),), ((1, 0),)], ids=["overlap", "beyond", "before", "empty"])
+@pytest.mark.parametrize(
+    "runs", [((0, 3), (2, 1)), ((4, 9),), ((-1, 2),), ((1, 0),)], ids=["overlap", "beyond", "before", "empty"]
+)
 def test_runs_that_are_no_mask_are_refused(runs):
     with pytest.raises(ValueError, match="expected ascending runs"):
         decode_runs(runs, 2, 5)

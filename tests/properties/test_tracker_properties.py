@@ -134,7 +134,7 @@ def test_gaps_are_the_same_however_their_lines_are_reported(strip, filters, port
         for lines, lost in gaps:
             reports += feed(tracker, strip, min(tracker.line + lines, len(strip.mask)), portions)
             stop = min(tracker.line + lost, len(strip.mask))
-            for between in sorted({min(max(piece, tracker.line), stop) for piece in pieces}) + [stop]:
+            for between in [*sorted({min(max(piece, tracker.line), stop) for piece in pieces}), stop]:
                 reports += tracker.skip(between)
             line, state = tracker.checkpoint()
             if pieces and line == tracker.line:
@@ -206,8 +206,8 @@ def expected_groups(strip: Strip, filters: Filters) -> set[tuple[str, int, int, 
             line_start, line_stop, column_start, column_stop = np.array(boxes).T
             along = line_start[:, None] - line_stop
             across = column_start[:, None] - column_stop
-            near = (along <= rules.merge.along_lines) & (along.T <= rules.merge.along_lines)
-            near &= (across <= rules.merge.across_columns) & (across.T <= rules.merge.across_columns)
+            near = np.maximum(along, along.T) <= rules.merge.along_lines
+            near &= np.maximum(across, across.T) <= rules.merge.across_columns
             for one, other in np.argwhere(near).tolist():
                 group[group == group[owners[one]]] = group[owners[other]]
         for number in set(group[1:].tolist()):
