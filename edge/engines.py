@@ -21,7 +21,6 @@ from edge.topics import topics_of
 from edge.tracker import DefectTracker
 from edge.window import padded_columns
 
-
 _NO_MATTER = {
     "source": True,
     "sinks": True,

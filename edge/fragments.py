@@ -79,10 +79,15 @@ class Fragments:
         near = [(box, region.group.root()) for box, region in self._alive() if region.group is not None]
         if limits is None or len(near) < 2:
             return
+        groups = list(dict.fromkeys(group for _, group in near))
+        numbers = {group: number for number, group in enumerate(groups)}
+        owner = np.array([numbers[group] for _, group in near], np.int64)
         kind = np.array([group.class_index for _, group in near], np.int64)
         boxes = np.array([box for box, _ in near], np.int64)
-        for first, second in zip(*near_pairs(kind, boxes, limits.along_lines, limits.across_columns), strict=True):
-            self._unite(near[first][1].root(), near[second][1].root())
+        pairs = owner[np.stack(near_pairs(kind, boxes, limits.along_lines, limits.across_columns), axis=1)]
+        # All at once: one after another, each step would sort the runs of all before.
+        for members in _linked(np.unique(pairs, axis=0).tolist()):
+            self._unite([groups[number] for number in members])
 
     def drop_in(self, columns: npt.NDArray[np.bool_]) -> tuple[set[int], list[Group]]:
         """Forget what lies, by at least half the width of its recent parts, in these columns (w,).
@@ -151,11 +156,11 @@ class Fragments:
     def _merge(self, gone: Region, into: Region) -> None:
         gone.joined = into
         if gone.statistics is not None and into.statistics is not None:
-            into.statistics = into.statistics.merge(gone.statistics, self._max_runs)
+            into.statistics = into.statistics.merge([gone.statistics], self._max_runs)
             gone.statistics = None
             return
         # One of them is admitted, so both are now; what was two fragments is one.
-        group = self._unite(self._group_of(gone), self._group_of(into))
+        group = self._unite([self._group_of(gone), self._group_of(into)])
         group.fragments -= 1
         group.growing -= 1
         group.changed = True
@@ -195,14 +200,13 @@ class Fragments:
             self.groups.append(region.group)
         return region.group.root()
 
-    def _unite(self, one: Group, other: Group) -> Group:
-        if one is other:
-            return one
-        first, second = sorted((one, other), key=lambda group: group.order)
-        if second.defect_id is not None:
-            self.absorbed.append((second, first))
-        first.absorb(second, self._max_runs)
-        self.groups.remove(second)
+    def _unite(self, groups: Sequence[Group]) -> Group:
+        """One group of all, which is the one with the earliest first pixel."""
+        first, *others = sorted(set(groups), key=lambda group: group.order)
+        if others:
+            self.absorbed += [(other, first) for other in others if other.defect_id is not None]
+            first.absorb(others, self._max_runs)
+            self.groups = [group for group in self.groups if group.joined is None]
         return first
 
     def _fault_of(self, layer: int, statistics: Statistics) -> Reason | None:
@@ -217,3 +221,22 @@ class Fragments:
 
 def _owner(region: Region) -> Group | Region:
     return region if region.group is None else region.group.root()
+
+
+def _linked(pairs: list[list[int]]) -> list[list[int]]:
+    """The numbers that are linked to each other by pairs, directly or not; at least two each."""
+    into: dict[int, int] = {}
+
+    def root(number: int) -> int:
+        while (above := into.get(number, number)) != number:
+            into[number] = into.get(above, above)
+            number = above
+        return number
+
+    members: dict[int, list[int]] = {}
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        into[high] = low
+    for number in sorted({number for pair in pairs for number in pair}):
+        members.setdefault(root(number), []).append(number)
+    return [linked for linked in members.values() if len(linked) > 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,18 +51,20 @@ class Group:
 
     def grow(self, statistics: Statistics, max_runs: int) -> None:
         """Add pixels."""
-        self.statistics = self.statistics.merge(statistics, max_runs)
+        self.statistics = self.statistics.merge([statistics], max_runs)
         self.changed = True
 
-    def absorb(self, other: Group, max_runs: int) -> None:
-        """Take in a group whose first pixel lies behind this one's."""
-        self.grow(other.statistics, max_runs)
-        self.fragments += other.fragments
-        self.growing += other.growing
-        self.must_open = self.must_open or other.must_open or other.defect_id is not None
-        if other.cut is not None and (self.cut is None or other.cut[0] > self.cut[0]):
-            self.cut = other.cut
-        other.joined = self
+    def absorb(self, others: Sequence[Group], max_runs: int) -> None:
+        """Take in groups whose first pixels lie behind this one's."""
+        self.statistics = self.statistics.merge([other.statistics for other in others], max_runs)
+        self.changed = True
+        for other in others:
+            self.fragments += other.fragments
+            self.growing += other.growing
+            self.must_open = self.must_open or other.must_open or other.defect_id is not None
+            if other.cut is not None and (self.cut is None or other.cut[0] > self.cut[0]):
+                self.cut = other.cut
+            other.joined = self
 
     def state(self) -> list[Any]:
         """As JSON values, of a group that is its own root."""
@@ -101,4 +104,4 @@ class Region:
         if self.group is not None:
             self.group.root().grow(statistics, max_runs)
         else:
-            self.statistics = statistics if self.statistics is None else self.statistics.merge(statistics, max_runs)
+            self.statistics = statistics if self.statistics is None else self.statistics.merge([statistics], max_runs)

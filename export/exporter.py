@@ -60,7 +60,7 @@ class ExportOptions:
     defect_px: int = DEFECT_PX
     threads: int = 0
     existing: Existing = Existing.KEEP
-    stream_weights: StreamWeights = StreamWeights.OWN
+    stream_weights: StreamWeights = StreamWeights.SHARED
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0.0:

@@ -187,8 +187,8 @@ def _open(engine: bytes | Path, threads: int) -> tuple[str, ort.InferenceSession
     # session.x64quantprecision stays off: it turns all weights to uint8, on processors with VNNI too (2.4 times slower there), to
     # avoid products that saturate at 16 bits. The exporter's weights and the rewrite's activations are bounded so that none does.
     try:
-        content = engine if isinstance(engine, bytes) else engine.read_bytes()
-        model = rewrite_for_cpu(onnx.load_model_from_string(content))
+        # by its path, a file may keep its weights in the one beside it
+        model = rewrite_for_cpu(onnx.load_model_from_string(engine) if isinstance(engine, bytes) else onnx.load(engine))
         return where, ort.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
     except OSError as error:
         raise SessionError(f"{where}: cannot be read: {error.strerror}; name a bundle that holds it") from error

@@ -75,9 +75,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=_build_gate,
             classes=("clean", "defect"),
             activation="sigmoid",
-            tile=64,
+            tile=128,
             stride=SteelGate.stride,
-            reduce=4,
+            reduce=2,
         ),
     )
 }

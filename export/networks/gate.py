@@ -7,23 +7,24 @@ from torch import Tensor, nn
 
 from export.networks.unet import ConvBlock
 
-WIDTHS = (16, 32, 64)
+WIDTHS = (24, 48, 64)
 
 
 class SteelGate(nn.Module):
-    """One logit per grey tile, (n, 1, 64, 64) uint8 -> (n, 1) float32; above 0: rather a defect than clean steel.
+    """One logit per grey tile, (n, 1, 128, 128) uint8 -> (n, 1) float32; above 0: rather a defect than clean steel.
 
     Scores every place of the tile and keeps the highest: a defect anywhere is a defect of the tile, however small its
     share, and the network stays fully convolutional up to that maximum.
     """
 
-    stride = 8
+    stride = 16
 
     def __init__(self, widths: tuple[int, int, int] = WIDTHS) -> None:
         super().__init__()
         first, second, third = widths
         self.features = nn.Sequential(
-            ConvBlock(1, first),
+            ConvBlock(1, first, kernel=4, stride=2),
+            ConvBlock(first, first),
             nn.MaxPool2d(2),
             ConvBlock(first, second),
             nn.MaxPool2d(2),

@@ -70,7 +70,7 @@ def test_the_command_trains_writes_checkpoint_figures_and_curves_and_learns(reci
 
 
 def test_an_interrupted_run_that_goes_on_ends_as_an_uninterrupted_one(recipe_file):
-    class Interrupted(Exception):
+    class StoppedError(Exception):
         pass
 
     recipe = load_recipe(recipe_file)
@@ -80,10 +80,10 @@ def test_an_interrupted_run_that_goes_on_ends_as_an_uninterrupted_one(recipe_fil
 
     def until_the_second_epoch(epoch: int, index: int):
         if epoch == 2:
-            raise Interrupted
+            raise StoppedError
         return task.batch(epoch, index)
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedError):
         train(again, replace(task, batch=until_the_second_epoch))
     assert train(again, segmenter_task(again)) == whole
     one, other = (torch.load(folder / "best.pt", weights_only=True) for folder in (recipe.out, again.out))
