@@ -58,17 +58,15 @@ def main() -> None:
     for name, config in configs.items():
         figures[name] |= _latency(config, strip, LOAD * figures[name]["lines_per_s"])
     print(f"{arguments.width} px, {arguments.lines} lines, {os.cpu_count()} cores, {platform.processor() or platform.machine()}")
-    print(
-        f"{'':14s}{'MPix/CPU-s':>12s}{'lines/s':>10s}{'MPix/s':>9s}{'alarmed':>9s}{'p50 ms':>9s}{'p99 ms':>9s}  at {LOAD:.0%} load"
-    )
+    heads = f"{'':14s}{'MPix/CPU-s':>12s}{'lines/s':>10s}{'MPix/s':>9s}{'alarmed':>9s}{'p50 ms':>9s}{'p99 ms':>9s}"
+    print(f"{heads}  at {LOAD:.0%} load")
     for name, row in figures.items():
         print(
             f"{name:14s}{row['megapixels_per_cpu_s']:12.1f}{row['lines_per_s']:10.0f}{row['megapixels_per_s']:9.1f}"
             f"{row['alarmed_tiles']:9.1%}{row['latency_ms_p50']:9.1f}{row['latency_ms_p99']:9.1f}"
         )
-    print(
-        f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, the strip itself {strip.nbytes / 2**20:.0f} MiB of it"
-    )
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory {peak_mib:.0f} MiB, the strip itself {strip.nbytes / 2**20:.0f} MiB of it")
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 

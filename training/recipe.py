@@ -83,7 +83,9 @@ class Recipe(Part):
     simulated: SimulatedStrips
     augmentation: Augmentation = Augmentation()
     schedule: Schedule
-    start_from: Path | None = Field(None, description="Weights to begin with, such as an earlier stage's best.pt; none: random ones.")
+    start_from: Path | None = Field(
+        None, description="Weights to begin with, such as an earlier stage's best.pt; none: random ones."
+    )
     defect_px: int = Field(16, ge=1, description="Gate: a tile with at least this many defect pixels is defective.")
     out: Path
 
@@ -108,8 +110,5 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
-        faults = [
-            f"{path}: {'.'.join(map(str, fault['loc'])) or '(top)'}: got {fault['input']!r}; {fault['msg']}"
-            for fault in error.errors()
-        ]
-        raise ConfigError("\n".join(faults)) from error
+        named = ((".".join(map(str, fault["loc"])) or "(top)", fault) for fault in error.errors())
+        raise ConfigError("\n".join(f"{path}: {key}: got {fault['input']!r}; {fault['msg']}" for key, fault in named)) from error
