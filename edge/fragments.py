@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,10 @@ class Fragments:
         owner = np.array([numbers[group] for _, group in near], np.int64)
         kind = np.array([group.class_index for _, group in near], np.int64)
         boxes = np.array([box for box, _ in near], np.int64)
-        pairs = owner[np.stack(near_pairs(kind, boxes, limits.along_lines, limits.across_columns), axis=1)]
-        # All at once: one after another, each step would sort the runs of all before.
-        for members in _linked(np.unique(pairs, axis=0).tolist()):
+        first, second = (owner[part] for part in near_pairs(kind, boxes, limits.along_lines, limits.across_columns))
+        apart = first != second
+        # Groups are united all at once: one after another, each step would sort the runs of all before.
+        for members in _linked(zip(first[apart].tolist(), second[apart].tolist(), strict=True)):
             self._unite([groups[number] for number in members])
 
     def drop_in(self, columns: npt.NDArray[np.bool_]) -> tuple[set[int], list[Group]]:
@@ -156,7 +157,7 @@ class Fragments:
     def _merge(self, gone: Region, into: Region) -> None:
         gone.joined = into
         if gone.statistics is not None and into.statistics is not None:
-            into.statistics = into.statistics.merge([gone.statistics], self._max_runs)
+            into.statistics = into.statistics.merge(gone.statistics, self._max_runs)
             gone.statistics = None
             return
         # One of them is admitted, so both are now; what was two fragments is one.
@@ -223,20 +224,21 @@ def _owner(region: Region) -> Group | Region:
     return region if region.group is None else region.group.root()
 
 
-def _linked(pairs: list[list[int]]) -> list[list[int]]:
-    """The numbers that are linked to each other by pairs, directly or not; at least two each."""
+def _linked(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The numbers that are linked to each other by pairs of two, directly or not."""
     into: dict[int, int] = {}
 
     def root(number: int) -> int:
-        while (above := into.get(number, number)) != number:
-            into[number] = into.get(above, above)
+        while (above := into.setdefault(number, number)) != number:
+            into[number] = into[above]
             number = above
         return number
 
+    for pair in pairs:
+        one, other = map(root, pair)
+        if one != other:
+            into[max(one, other)] = min(one, other)
     members: dict[int, list[int]] = {}
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        into[high] = low
-    for number in sorted({number for pair in pairs for number in pair}):
+    for number in sorted(into):
         members.setdefault(root(number), []).append(number)
-    return [linked for linked in members.values() if len(linked) > 1]
+    return list(members.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.defects import Ending
-from edge.regions import Statistics
+from edge.regions import Statistics, merge_all
 
 
 @dataclass(slots=True, eq=False)
@@ -51,12 +51,12 @@ class Group:
 
     def grow(self, statistics: Statistics, max_runs: int) -> None:
         """Add pixels."""
-        self.statistics = self.statistics.merge([statistics], max_runs)
+        self.statistics = self.statistics.merge(statistics, max_runs)
         self.changed = True
 
     def absorb(self, others: Sequence[Group], max_runs: int) -> None:
         """Take in groups whose first pixels lie behind this one's."""
-        self.statistics = self.statistics.merge([other.statistics for other in others], max_runs)
+        self.statistics = merge_all([self.statistics, *(other.statistics for other in others)], max_runs)
         self.changed = True
         for other in others:
             self.fragments += other.fragments
@@ -104,4 +104,4 @@ class Region:
         if self.group is not None:
             self.group.root().grow(statistics, max_runs)
         else:
-            self.statistics = statistics if self.statistics is None else self.statistics.merge([statistics], max_runs)
+            self.statistics = statistics if self.statistics is None else self.statistics.merge(statistics, max_runs)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -39,20 +37,19 @@ class Statistics:
     runs: Ints
     run_count: int
 
-    def merge(self, others: Sequence[Statistics], max_runs: int) -> Statistics:
-        """Of the pixels of all, which have none in common."""
-        everyone = (self, *others)
-        scores = [statistics.gate_score for statistics in everyone if statistics.gate_score is not None]
+    def merge(self, other: Statistics, max_runs: int) -> Statistics:
+        """Of the pixels of both, which have none in common."""
+        scores = [score for score in (self.gate_score, other.gate_score) if score is not None]
         return Statistics(
-            reduce(Moments.__add__, (statistics.moments for statistics in everyone)),
-            reduce(box_around, (statistics.box for statistics in everyone)),
-            min(statistics.first for statistics in everyone),
-            sum(statistics.confidence_sum for statistics in everyone),
-            max(statistics.confidence_peak for statistics in everyone),
-            sum(statistics.inside for statistics in everyone),
+            self.moments + other.moments,
+            box_around(self.box, other.box),
+            min(self.first, other.first),
+            self.confidence_sum + other.confidence_sum,
+            max(self.confidence_peak, other.confidence_peak),
+            self.inside + other.inside,
             max(scores) if scores else None,
-            _first_runs([statistics.runs for statistics in everyone], max_runs),
-            sum(statistics.run_count for statistics in everyone),
+            _first_runs(self.runs, other.runs, max_runs),
+            self.run_count + other.run_count,
         )
 
     def state(self) -> list[Any]:
@@ -76,15 +73,24 @@ class Statistics:
         return Statistics(Moments(*moments), BoxPx(*box), (first[0], first[1]), *sums)
 
 
-def _first_runs(several: list[Ints], count: int) -> Ints:
-    kept = sorted((runs for runs in several if len(runs)), key=lambda runs: tuple(runs[0, :2].tolist()))
-    if not kept:
-        return several[0]
-    apart = all(one[-1, :2].tolist() < other[0, :2].tolist() for one, other in pairwise(kept))
-    if apart and len(kept[0]) >= count:
-        return kept[0]
-    runs = np.concatenate(kept)
-    return runs[:count] if apart else runs[np.lexsort((runs[:, 1], runs[:, 0]))][:count]
+def merge_all(several: Sequence[Statistics], max_runs: int) -> Statistics:
+    """Of the pixels of all, at least one: in pairs, and pairs of pairs, so that no run is sorted more often than it must be."""
+    while len(several) > 1:
+        pairs = [one.merge(other, max_runs) for one, other in zip(several[::2], several[1::2], strict=False)]
+        several = pairs + list(several[2 * len(pairs) :])
+    return several[0]
+
+
+def _first_runs(first: Ints, second: Ints, count: int) -> Ints:
+    if len(first) and len(second):
+        if tuple(second[-1, :2]) < tuple(first[0, :2]):
+            first, second = second, first
+        if tuple(second[0, :2]) < tuple(first[-1, :2]):
+            both = np.concatenate([first, second])
+            return both[np.lexsort((both[:, 1], both[:, 0]))][:count]
+        if len(first) >= count:
+            return first
+    return np.concatenate([first, second])[:count]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -32,7 +32,7 @@ def gate_task(recipe: Recipe) -> Task:
     """The recipe's gate, its tiles and validation. Raises ConfigError."""
     split = load_split(recipe.images, len(recipe.classes), recipe.seed)
     strips = simulated_strips(recipe.simulated, recipe.classes, iter(range(recipe.simulated.strips)))
-    tiles, labels = _tiles(recipe, split.train, strips, rounds=2)
+    tiles, labels = _tiles(recipe, split.train, strips, rounds=1)
     unseen = gate_validation(recipe, split.validation)
     torch.manual_seed(recipe.seed)
     size = recipe.schedule.batch
@@ -58,7 +58,7 @@ def gate_task(recipe: Recipe) -> Task:
 
 def gate_validation(recipe: Recipe, real: tuple[Example, ...]) -> Tiles:
     """Tiles of images and strips that no training tile came from."""
-    return _tiles(recipe, real, iter(validation_strips(recipe)), rounds=3)
+    return _tiles(recipe, real, iter(validation_strips(recipe)), rounds=2)
 
 
 def _tiles(recipe: Recipe, real: tuple[Example, ...], strips: Iterator[Example], rounds: int) -> Tiles:
@@ -67,11 +67,13 @@ def _tiles(recipe: Recipe, real: tuple[Example, ...], strips: Iterator[Example],
     clean = [window for example in real if (window := _clean_window(example, rng)) is not None]
     examples: list[Example] = []
     for _ in range(rounds):
+        # whole images and mosaics of both kinds: a seam between two products must tell the gate nothing
         for example in real:
             parts = [example, *(_choice(real if rng.random() < 0.3 else clean, rng) for _ in range(3))]
-            order = rng.permutation(4)
-            examples.append(mosaic([parts[n] for n in order], tile, rng))
-        examples += [cut(window, tile, rng) for window in clean]
+            examples += [cut(example, tile, rng), mosaic([parts[n] for n in rng.permutation(4)], tile, rng)]
+        for window in clean:
+            parts = [window, *(_choice(clean, rng) for _ in range(3))]
+            examples += [cut(window, tile, rng), mosaic(parts, tile, rng)]
     for image, mask in strips:
         for row in range(0, image.shape[0] - tile + 1, tile):
             for column in range(0, image.shape[1] - tile + 1, tile):

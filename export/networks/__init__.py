@@ -43,7 +43,7 @@ def _build_unet(state: StateDict) -> nn.Module:
 
 
 def _build_gate(state: StateDict) -> nn.Module:
-    first, second, third = (_channels(state, f"features.{index}.0.weight") for index in (0, 2, 4))
+    first, second, third = (_channels(state, f"features.{index}.0.weight") for index in (0, 3, 5))
     return SteelGate(widths=(first, second, third))
 
 
@@ -71,7 +71,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="steel-gate",
             kind="classifier",
-            summary="SteelGate, state dict; grey tiles averaged over 4x4 pixels, one defect score",
+            summary="SteelGate, state dict; grey tiles averaged over 2x2 pixels, one defect score",
             build=_build_gate,
             classes=("clean", "defect"),
             activation="sigmoid",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge.blocks import BLOCK_LINES, BlockCutter, GateRows
 from edge.geometry import Moments
-from edge.regions import RegionJoiner, Statistics, find_parts
+from edge.regions import RegionJoiner, Statistics, find_parts, merge_all
 from edge.segmenters import MaskRows
 
 MANY = 10**9
@@ -31,10 +31,10 @@ def regions_of(
         joined = joiner.join(parts)
         for gone, into in joined.merged:
             layer, statistics = known.pop(gone)
-            known[into] = layer, known[into][1].merge([statistics], max_runs)
+            known[into] = layer, known[into][1].merge(statistics, max_runs)
         for part, number in enumerate(joined.region):
             found = parts.statistics(part, max_runs)
-            known[number] = parts.layer[part], known[number][1].merge([found], max_runs) if number in known else found
+            known[number] = parts.layer[part], known[number][1].merge(found, max_runs) if number in known else found
         ended += [known.pop(number) for number in joined.ended]
     ended += [known.pop(number) for number in joiner.cut()]
     assert known == {}
@@ -114,12 +114,30 @@ def test_pixels_between_the_judged_columns_of_their_line_are_counted(drawn, left
 @UNHURRIED
 @given(masks(), st.integers(0, 30))
 def test_statistics_add_up_to_the_same_in_any_order(drawn, max_runs):
-    found = [statistics for _, statistics in regions_of(*drawn, [])[:12]]
+    found = [statistics for _, statistics in regions_of(*drawn, [], max_runs)[:12]]
     for one, other in itertools.pairwise(found):
-        assert one.merge([other], max_runs).state() == other.merge([one], max_runs).state()
-    together = found[0].merge(found[1:], max_runs) if found else None
-    one_by_one = functools.reduce(lambda sum_so_far, other: sum_so_far.merge([other], max_runs), found) if found else None
-    assert together is None or together.state() == one_by_one.state()
+        assert one.merge(other, max_runs).state() == other.merge(one, max_runs).state()
+    if found:
+        one_by_one = functools.reduce(lambda sum_so_far, other: sum_so_far.merge(other, max_runs), reversed(found))
+        assert merge_all(found, max_runs).state() == one_by_one.state()
+
+
+@pytest.mark.data
+def test_regions_of_a_real_strip_are_those_of_its_whole_mask(shared_data):
+    mask = cv2.imread(str(shared_data / "strips" / "neu_dense_mask.png"), cv2.IMREAD_UNCHANGED)
+    found = regions_of(mask, mask, list(range(0, len(mask), BLOCK_LINES)), max_runs=0)
+    expected = []
+    for layer in (1, 2, 3):
+        _, _, stats, centroids = cv2.connectedComponentsWithStats((mask == layer).astype(np.uint8), connectivity=8)
+        rows = np.column_stack([stats, centroids])[1:].tolist()
+        expected += [(layer, area, top, left, height, width, y, x) for left, top, width, height, area, x, y in rows]
+    described = [
+        (layer, area, box.line_start, box.column_start, box.line_stop - box.line_start, box.column_stop - box.column_start)
+        for layer, box, area in ((layer, region.box, region.moments.area) for layer, region in found)
+    ]
+    centroids = {(s.first, layer): (s.moments.line / s.moments.area, s.moments.column / s.moments.area) for layer, s in found}
+    assert sorted(described) == sorted(row[:6] for row in expected)
+    assert sorted(centroids.values()) == pytest.approx(np.array(sorted(row[6:] for row in expected)))
 
 
 def test_a_u_is_one_region_from_the_seam_on_where_its_legs_meet():
