@@ -11,12 +11,12 @@ import pytest
 from edge.bundle import open_bundle
 from edge.config import Filters, Scale, SimulatedDefects, parse_config
 from edge.engines import Engines
-from edge.filters import resolve_rules
 from edge.scores import classify
 from edge.segmenters import MaskRows
 from edge.sessions.ort import OrtSession
 from edge.sources.steel_strip import SteelStrip
-from edge.tracker import DefectTracker
+from edge.tracking.filters import resolve_rules
+from edge.tracking.tracker import DefectTracker
 
 WIDTH, LINES = 2048, 256
 

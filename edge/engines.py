@@ -8,7 +8,6 @@ from types import TracebackType
 
 from edge.bundle import Bundle, check_golden, open_bundle
 from edge.config import StationConfig
-from edge.filters import resolve_rules
 from edge.pipeline import Pipeline
 from edge.reporting import StripContext
 from edge.segmenters import Segmenter
@@ -18,7 +17,8 @@ from edge.segmenters.streaming import StreamingSegmenter
 from edge.sessions.ort import OrtSession, OrtStreamingSession
 from edge.station import require_sound
 from edge.topics import topics_of
-from edge.tracker import DefectTracker
+from edge.tracking.filters import resolve_rules
+from edge.tracking.tracker import DefectTracker
 from edge.window import padded_columns
 
 _NO_MATTER = {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ConfigError, ImageError
-from edge.images import IMAGE_SUFFIXES
+from edge.sources.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

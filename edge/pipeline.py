@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 import cv2
 import numpy as np
 
-from edge.blocks import BLOCK_LINES
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert
 from edge.errors import SourceError
 from edge.events import StripEvent
@@ -33,7 +32,8 @@ from edge.latency import LatencyHistogram
 from edge.ledger import Coverage, CoverageLedger
 from edge.reporting import StripContext, defect_event, lens_event, strip_finished, strip_started
 from edge.segmenters import MaskRows, Segmenter
-from edge.tracker import DefectTracker
+from edge.tracking.blocks import BLOCK_LINES
+from edge.tracking.tracker import DefectTracker
 from edge.window import StripWindow
 
 PORTION_LINES = 1024

@@ -13,12 +13,12 @@ from edge.bundle import Bundle
 from edge.engines import dense_halo
 from edge.evaluation import Confusion
 from edge.frame import Lines
-from edge.images import read_image
 from edge.labelled import ClassedImage, MaskedImage, read_mask
 from edge.manifest import Manifest
 from edge.scores import gate_scores
 from edge.segmenters.slabs import SlabSegmenter
 from edge.sessions import Session
+from edge.sources.images import read_image
 from edge.window import reflect
 
 Mask = npt.NDArray[np.uint8]

@@ -7,8 +7,8 @@ from pathlib import Path
 from edge.bundle import Bundle
 from edge.config import FolderSource, StationConfig
 from edge.errors import ConfigError
-from edge.filters import resolve_rules
 from edge.manifest import Manifest
+from edge.tracking.filters import resolve_rules
 
 
 def require_sound(config: StationConfig, bundle: Bundle, gate: Bundle | None, origin: str) -> None:

@@ -18,7 +18,7 @@ from edge.bundle import Bundle, open_bundle
 from edge.errors import ConfigError
 from edge.evaluation import classifier_figures
 from edge.labelled import ClassedImage, MaskedImage, classed_by_folder, pair_with_masks
-from edge.output_file import OutputFile
+from edge.outputs.output_file import OutputFile
 from edge.quality import evaluate_classifier, evaluate_segmenter
 from edge.sessions.ort import OrtSession
 

@@ -19,11 +19,11 @@ from edge.config import StationConfig, parse_config, read_document
 from edge.engines import Engines
 from edge.errors import ConfigError, SourceError
 from edge.events import StripFinished
-from edge.image_runs import StripImage
-from edge.images import read_image_size
+from edge.outputs.image_runs import StripImage
+from edge.outputs.strip_outputs import OutputPaths, StripOutputs
 from edge.pipeline import Findings, frames_from
 from edge.sources.folder import FolderSource, images_of
-from edge.strip_outputs import OutputPaths, StripOutputs
+from edge.sources.images import read_image_size
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers

@@ -14,7 +14,7 @@ import numpy as np
 from edge import config
 from edge.errors import ConfigError, ImageError, SourceError
 from edge.frame import Frame, Lines, SourceHealth
-from edge.images import IMAGE_SUFFIXES, read_image, read_image_size
+from edge.sources.images import IMAGE_SUFFIXES, read_image, read_image_size
 from edge.sources.pace import Pace
 
 

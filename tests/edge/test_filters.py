@@ -4,7 +4,8 @@ import pytest
 
 from edge.config import ClassRule, Filters, FixedColumns, Merge, Scale, StripEdges
 from edge.errors import ConfigError
-from edge.filters import (
+from edge.manifest import Threshold
+from edge.tracking.filters import (
     ClassLimits,
     EdgeLimits,
     FixedColumnLimits,
@@ -14,8 +15,7 @@ from edge.filters import (
     region_fault,
     resolve_rules,
 )
-from edge.geometry import Ellipse
-from edge.manifest import Threshold
+from edge.tracking.geometry import Ellipse
 
 CLASSES = ("background", "rust", "pit")
 SCALE = Scale(mm_per_line=0.5, mm_per_column=0.25)

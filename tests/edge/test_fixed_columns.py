@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from edge.blocks import BLOCK_LINES
-from edge.fixed_columns import FixedColumns
+from edge.tracking.blocks import BLOCK_LINES
+from edge.tracking.fixed_columns import FixedColumns
 
 WIDTH = 203
 OVER = 64 * 16  # one block a segment

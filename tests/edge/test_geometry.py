@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.geometry import Moments, ellipse_of, near_pairs, pairs_of_ranges
+from edge.tracking.geometry import Moments, ellipse_of, near_pairs, pairs_of_ranges
 
 
 def moments_of(mask: np.ndarray, first_line: int = 0) -> Moments:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ImageError
-from edge.images import grey_lines, read_image, read_image_size
+from edge.sources.images import grey_lines, read_image, read_image_size
 
 SUFFIXES = ["png", "tif", "bmp", "jpg"]
 LOSSLESS = ["png", "tif", "bmp"]

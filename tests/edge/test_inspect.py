@@ -16,9 +16,9 @@ from toy_engines import steel, write_gate, write_segmenter
 
 from edge.cli import main
 from edge.commands.inspect import strip_id_of
-from edge.defect_table import COLUMNS
 from edge.events import DefectClosed, StripFinished, StripStarted, parse_event
-from edge.rle import decode_columns
+from edge.outputs.defect_table import COLUMNS
+from edge.tracking.rle import decode_columns
 
 DARK, BRIGHT = 20, 240
 FIRST = steel(90, 150, (20, 30, 8, 40, DARK), (70, 100, 20, 10, BRIGHT))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge.errors import ConfigError
-from edge.output_file import OutputFile
+from edge.outputs.output_file import OutputFile
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:

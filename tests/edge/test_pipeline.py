@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from edge.config import Filters, Scale
 from edge.errors import SourceError
 from edge.events import DefectClosed, DefectOpened, StripFinished, StripStarted
-from edge.filters import resolve_rules
 from edge.frame import Frame
 from edge.ledger import Coverage
 from edge.pipeline import Pipeline, frames_from
 from edge.reporting import StripContext
-from edge.tracker import DefectTracker
+from edge.tracking.filters import resolve_rules
+from edge.tracking.tracker import DefectTracker
 
 WIDTH = 96
 SCALE = Scale(mm_per_line=0.5, mm_per_column=0.25)

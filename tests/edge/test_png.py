@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge.png import PngWriter, beyond_opencv
+from edge.outputs.png import PngWriter, beyond_opencv
 
 
 def written(image: np.ndarray, cuts: list[int]) -> np.ndarray:

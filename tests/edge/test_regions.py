@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.blocks import BLOCK_LINES, BlockCutter, GateRows
-from edge.geometry import Moments
-from edge.regions import RegionJoiner, Statistics, find_parts, merge_all
 from edge.segmenters import MaskRows
+from edge.tracking.blocks import BLOCK_LINES, BlockCutter, GateRows
+from edge.tracking.geometry import Moments
+from edge.tracking.regions import RegionJoiner, Statistics, find_parts, merge_all
 
 MANY = 10**9
 UNHURRIED = settings(deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from edge.defects import BoxPx
-from edge.rle import decode_columns, decode_runs, encode_columns, encode_runs, runs_in_box, severstal_rows
+from edge.tracking.rle import decode_columns, decode_runs, encode_columns, encode_runs, runs_in_box, severstal_rows
 
 MASKS = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=24))
 

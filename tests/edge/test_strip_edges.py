@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.strip_edges import find_strip_edges
+from edge.tracking.strip_edges import find_strip_edges
 
 LEVEL = 40
 

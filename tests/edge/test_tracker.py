@@ -9,10 +9,10 @@ import pytest
 from edge.config import ClassRule, Filters, FixedColumns, Merge, Scale, StripEdges
 from edge.defects import BoxPx, Change, DefectChange, Ending, LensAlert
 from edge.errors import ConfigError
-from edge.filters import resolve_rules
-from edge.rle import decode_runs
 from edge.segmenters import MaskRows
-from edge.tracker import DefectTracker
+from edge.tracking.filters import resolve_rules
+from edge.tracking.rle import decode_runs
+from edge.tracking.tracker import DefectTracker
 
 CLASSES = ("background", "rust", "scratch")
 MILLIMETRE = Scale(mm_per_line=1.0, mm_per_column=1.0)

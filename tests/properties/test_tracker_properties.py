@@ -8,13 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge.blocks import BLOCK_LINES
 from edge.config import ClassRule, Filters, FixedColumns, Merge, Scale, StripEdges
 from edge.defects import Change, DefectChange, Ending
-from edge.filters import resolve_rules
-from edge.rle import decode_runs
 from edge.segmenters import MaskRows
-from edge.tracker import DefectTracker
+from edge.tracking.blocks import BLOCK_LINES
+from edge.tracking.filters import resolve_rules
+from edge.tracking.rle import decode_runs
+from edge.tracking.tracker import DefectTracker
 
 CLASSES = ("background", "rust", "scratch")
 SCALE = Scale(mm_per_line=0.5, mm_per_column=0.25)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge.blocks import BLOCK_LINES
+from edge.tracking.blocks import BLOCK_LINES
 
 BIN_COLUMNS = 8
 """Columns of a bin, and bytes of the 64-bit word as which a bin's pixels are tested at once."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edge.errors import ImageError
 from edge.frame import Lines
-from edge.image_formats import ImageSize, check_whole, format_of, size_of
+from edge.sources.image_formats import ImageSize, check_whole, format_of, size_of
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 OPENCV_MAX_PIXELS = 2**30

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.defects import Ending
-from edge.regions import Statistics, merge_all
+from edge.tracking.regions import Statistics, merge_all
 
 
 @dataclass(slots=True, eq=False)

@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge.blocks import GateRows, Plane
 from edge.defects import BoxPx
-from edge.geometry import Ints, Moments, box_around, pairs_of_ranges
+from edge.tracking.blocks import GateRows, Plane
+from edge.tracking.geometry import Ints, Moments, box_around, pairs_of_ranges
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.defects import Ending
-from edge.filters import MAX_CLASSES, Reason, Rules, region_fault
-from edge.geometry import near_pairs
-from edge.groups import Group, Region
-from edge.regions import Joined, Parts, Statistics
+from edge.tracking.filters import MAX_CLASSES, Reason, Rules, region_fault
+from edge.tracking.geometry import near_pairs
+from edge.tracking.groups import Group, Region
+from edge.tracking.regions import Joined, Parts, Statistics
 
 LENS_LAYER = MAX_CLASSES
 """Added to the class of pixels in columns known as dirt: they are joined and counted by themselves."""

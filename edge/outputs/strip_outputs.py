@@ -10,14 +10,14 @@ from types import TracebackType
 
 import numpy as np
 
-from edge.defect_table import DefectTable
 from edge.errors import ConfigError
 from edge.events import DefectClosed, StripEvent, payload_of
 from edge.frame import Lines
-from edge.image_runs import ImageRuns, StripImage
-from edge.output_file import OutputFile
-from edge.overlay import Overlay
-from edge.png import PngWriter, beyond_opencv
+from edge.outputs.defect_table import DefectTable
+from edge.outputs.image_runs import ImageRuns, StripImage
+from edge.outputs.output_file import OutputFile
+from edge.outputs.overlay import Overlay
+from edge.outputs.png import PngWriter, beyond_opencv
 from edge.segmenters import MaskRows
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from edge.config import ClassRule, Filters, Scale
 from edge.errors import ConfigError
-from edge.geometry import Ellipse
 from edge.manifest import Threshold
+from edge.tracking.geometry import Ellipse
 
 DEFAULT_THRESHOLD = Threshold(low=0.5, high=0.5)
 """Of a class that neither the station file nor the manifest gives one: more likely than everything else together."""

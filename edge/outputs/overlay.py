@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edge.events import DefectData, PixelBox
 from edge.frame import Lines
-from edge.png import PngWriter
+from edge.outputs.png import PngWriter
 
 Colour = tuple[int, int, int]
 COLOURS: tuple[Colour, ...] = (

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from edge.rle import severstal_rows
+from edge.tracking.rle import severstal_rows
 
 
 @dataclass(frozen=True, slots=True)

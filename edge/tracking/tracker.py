@@ -1,6 +1,6 @@
 """From rows of the class mask to defects: regions joined along the strip, filtered, merged, opened, updated, closed.
 
-Everything is decided at the ends of blocks (`edge.blocks`), which are places on the strip: the same strip gives the same
+Everything is decided at the ends of blocks (`edge.tracking.blocks`), which are places on the strip: the same strip gives the same
 reports, however its rows arrived. Memory does not grow with the strip: a group of fragments is a sum, and what lies
 further back than the merge distance is closed and forgotten.
 """
@@ -17,20 +17,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge.blocks import BLOCK_LINES, Block, BlockCutter
 from edge.config import Scale
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert, Tally
 from edge.errors import ConfigError
-from edge.filters import FLOAT_SLACK, Reason, Rules, defect_fault
-from edge.fixed_columns import FixedColumns
-from edge.fragments import LENS_LAYER, Fragments
 from edge.frame import Lines
-from edge.geometry import ellipse_of
-from edge.groups import Group
-from edge.regions import NO_PARTS, Parts, RegionJoiner, find_parts
-from edge.rle import runs_in_box
 from edge.segmenters import MaskRows
-from edge.strip_edges import find_strip_edges
+from edge.tracking.blocks import BLOCK_LINES, Block, BlockCutter
+from edge.tracking.filters import FLOAT_SLACK, Reason, Rules, defect_fault
+from edge.tracking.fixed_columns import FixedColumns
+from edge.tracking.fragments import LENS_LAYER, Fragments
+from edge.tracking.geometry import ellipse_of
+from edge.tracking.groups import Group
+from edge.tracking.regions import NO_PARTS, Parts, RegionJoiner, find_parts
+from edge.tracking.rle import runs_in_box
+from edge.tracking.strip_edges import find_strip_edges
 
 Report = DefectChange | LensAlert
 
@@ -41,7 +41,7 @@ class DefectTracker:
     """Takes a strip's mask rows in order and reports what becomes of its defects.
 
     A region counts once its class is not ignored, its peak confidence is high enough and at least half of it lies on
-    judged steel; from that block on it is in a group with the fragments near it (`edge.fragments`). A group is opened
+    judged steel; from that block on it is in a group with the fragments near it (`edge.tracking.fragments`). A group is opened
     as soon as it passes area, length and aspect; a largest aspect ratio, which growth can break, is judged only when
     nothing of it grows any more. What is open stays a defect until it is closed, COMPLETE once the strip has passed it by
     the merge distance.

@@ -1,0 +1,1 @@
+"""From rows of the class mask to defects: regions, filters, fragments, in constant memory per open region."""
