@@ -66,10 +66,12 @@ def _tiles(recipe: Recipe, real: tuple[Example, ...], strips: Iterator[Example],
     tile = recipe.crop
     clean = [window for example in real if (window := _clean_window(example, rng)) is not None]
     examples: list[Example] = []
+    # where images are too small for a clean window, clean steel comes from the simulator alone
+    filling = clean or real
     for _ in range(rounds):
         # whole images and mosaics of both kinds: a seam between two products must tell the gate nothing
         for example in real:
-            parts = [example, *(_choice(real if rng.random() < 0.3 else clean, rng) for _ in range(3))]
+            parts = [example, *(_choice(real if rng.random() < 0.3 else filling, rng) for _ in range(3))]
             examples += [cut(example, tile, rng), mosaic([parts[n] for n in rng.permutation(4)], tile, rng)]
         for window in clean:
             parts = [window, *(_choice(clean, rng) for _ in range(3))]

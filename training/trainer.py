@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -84,7 +85,7 @@ def train(recipe: Recipe, task: Task) -> list[Epoch]:
         )
         (recipe.out / "history.json").write_text(json.dumps([asdict(entry) for entry in history], indent=1), encoding="utf-8")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        tqdm.write(f"epoch {epoch + 1:3d}/{recipe.schedule.epochs}  loss {loss:.4f}  {shown}")
+        tqdm.write(file=sys.stderr, s=f"epoch {epoch + 1:3d}/{recipe.schedule.epochs}  loss {loss:.4f}  {shown}")
     return history
 
 

@@ -109,8 +109,8 @@ def test_the_report_holds_the_manifests_figures(unet: Exported) -> None:
 
 def test_a_gates_bundle_has_its_threshold_from_labelled_tiles(gate: Exported) -> None:
     manifest = gate.bundle.manifest
-    assert (manifest.kind, manifest.stride, manifest.radius, manifest.halo) == ("classifier", 8, 0, 0)
-    assert (manifest.input.tile_height, manifest.input.reduce) == (64, 4)
+    assert (manifest.kind, manifest.stride, manifest.radius, manifest.halo) == ("classifier", 16, 0, 0)
+    assert (manifest.input.tile_height, manifest.input.reduce) == (128, 2)
     assert manifest.gate is not None
     assert manifest.gate.recall == 1.0
     assert manifest.quality["tiles_defective"] == manifest.quality["tiles_clean"] == 4

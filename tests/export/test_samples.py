@@ -116,10 +116,10 @@ def test_a_mosaic_is_made_of_whole_cells() -> None:
 
 def test_gate_tiles_are_averaged_and_labelled_by_their_defect_pixels() -> None:
     image, mask = np.zeros((256, 512), np.uint8), np.zeros((256, 512), np.uint8)
-    image[:4, :4] = np.arange(16).reshape(4, 4) * 16
+    image[:2, :2] = [[100, 110], [130, 140]]
     mask[0, :15] = 1
     mask[100, 256 : 256 + 16] = 3
     tiles = gate_tiles([image], GATE)
-    assert (tiles.shape, tiles.dtype) == ((2, 1, 64, 64), np.uint8)
+    assert (tiles.shape, tiles.dtype) == ((2, 1, 128, 128), np.uint8)
     assert tiles[0, 0, 0, 0] == 120
     assert defective_tiles([mask], GATE, 16).tolist() == [False, True]
