@@ -50,9 +50,10 @@ def _one(metres: float, width: int) -> None:
         }
         with Daemon(parse_config(document, "benchmark"), "benchmark", "bench") as daemon:
             summary = daemon.run()
-        events = (Path(folder) / "events.jsonl").read_text(encoding="utf-8")
-        closed = events.count('"type":"io.rust-edge.defect.closed.v1"')
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # before the events are read: they do grow with the strip
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with (Path(folder) / "events.jsonl").open(encoding="utf-8") as events:
+            closed = sum('"type":"io.rust-edge.defect.closed.v1"' in event for event in events)
     print(json.dumps({"lines": summary.coverage.total, "defects": closed, "peak_mib": peak_kib / 1024}))
 
 
