@@ -45,7 +45,7 @@ def test_unet_on_a_slab(benchmark, strip, precision):
 @pytest.mark.benchmark(group="gate")
 def test_gate_on_tiles(benchmark, precision, batch):
     with OrtSession(open_bundle(f"steel-gate-{precision}").model_path, threads=1) as session:
-        tiles = np.random.default_rng(0).integers(0, 256, (batch, 1, 64, 64), dtype=np.uint8)
+        tiles = np.random.default_rng(0).integers(0, 256, (batch, 1, 128, 128), dtype=np.uint8)
         benchmark.extra_info["megapixels"] = batch * 256 * 256 / 1e6
         benchmark(session.infer, tiles)
 

@@ -12,7 +12,8 @@ from edge.events import DefectClosed, DefectData
 from edge.sources.steel_strip import PlantedDefect
 
 MIN_AREA_MM2 = 2.0
-"""Smallest planted defect that must be found: the smallest pit of the simulator, 1.5 mm across, is 1.8 mm2."""
+"""Smallest planted defect that must be found: smaller ones, the simulator's smallest pits of some 1.3 mm2 among them, are
+counted apart."""
 NEAR_MM = 2.0
 """A report belongs to a planted defect if their boxes, grown by this, touch."""
 
