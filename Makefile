@@ -46,7 +46,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 # One resolution: the group's pinned torch satisfies the range of the extras.
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@echo "installing rust-edge with torch and the test tools into $(VENV) ..."
-	$(INSTALL) --group dev -e '.[demo,export,train]'
+	$(INSTALL) --group dev -e '.[demo,export,train,keras,openvino,xlsx]'
 	@touch $@ $(VENV)/.demo
 
 clean:

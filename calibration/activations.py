@@ -31,11 +31,19 @@ class CalibrationError(RustEdgeError):
 
 
 class RangeMethod(enum.Enum):
-    """How the range of a tensor follows from its values; the enum's value is the percentile of |x| that it covers."""
+    """How the range of a tensor follows from its values: all of them, a share of |x|, or as much as costs least information."""
 
-    MIN_MAX = 100.0
-    PERCENTILE_99_99 = 99.99
-    PERCENTILE_99_9 = 99.9
+    MIN_MAX = "min_max"
+    PERCENTILE_99_99 = "percentile_99_99"
+    PERCENTILE_99_9 = "percentile_99_9"
+    ENTROPY = "entropy"
+
+
+PERCENTILES = {RangeMethod.PERCENTILE_99_99: 99.99, RangeMethod.PERCENTILE_99_9: 99.9}
+"""Percent of the values that a range covers."""
+
+LEVELS = 128
+"""Magnitudes that int8 tells apart in [0, limit], of a symmetric tensor as of a non-negative one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,13 +100,17 @@ def merge(first: ActivationStatistics, second: ActivationStatistics) -> Activati
 
 
 def activation_range(statistics: ActivationStatistics, method: RangeMethod) -> ActivationRange:
-    """Range that covers the method's share of the values: the upper edge of the bin where the percentile falls."""
+    """Range of one tensor; never beyond its largest value."""
+    bins: float
     if method is RangeMethod.MIN_MAX:
-        return ActivationRange(statistics.abs_max, statistics.non_negative)
-    cumulative = np.cumsum(statistics.counts)
-    wanted = math.ceil(cumulative[-1] * method.value / 100.0)
-    upper_edge = (int(np.searchsorted(cumulative, wanted)) + 1) * 2.0**statistics.bin_exponent
-    return ActivationRange(min(upper_edge, statistics.abs_max), statistics.non_negative)
+        bins = BINS
+    elif method is RangeMethod.ENTROPY:
+        bins = _least_divergence(statistics.counts)
+    else:
+        cumulative = np.cumsum(statistics.counts)
+        wanted = math.ceil(cumulative[-1] * PERCENTILES[method] / 100.0)
+        bins = int(np.searchsorted(cumulative, wanted)) + 1
+    return ActivationRange(min(bins * 2.0**statistics.bin_exponent, statistics.abs_max), statistics.non_negative)
 
 
 def activation_ranges(
@@ -131,6 +143,47 @@ def collect(
     if names and not statistics:
         raise CalibrationError("got no calibration tiles, expected some hundreds, defects among them")
     return statistics
+
+
+def _least_divergence(counts: npt.NDArray[np.int64]) -> int:
+    """Number of bins whose int8 levels tell most of what the histogram tells: the least Kullback-Leibler divergence.
+
+    For every number of bins i from LEVELS on, P is the histogram clipped to them (what lies beyond counts in the last one),
+    Q the same bins spread over LEVELS levels and each level back over its bins that are not empty; KL(P || Q) is
+    sum p log(p / q). Of equals the widest range is kept.
+    Bin 0 holds the zeros of a ReLU, which every range represents exactly: it gets no more than its neighbour has.
+    Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017, "Entropy Calibration - pseudocode"; bin 0: NVIDIA
+    pytorch-quantization, calib/histogram.py, which sets it to its neighbour.
+    """
+    counts = np.append(min(counts[0], counts[1]), counts[1:])
+    total = int(counts.sum())
+    occupied = np.flatnonzero(counts)
+    if not total or occupied[-1] < LEVELS:
+        return BINS
+    stops = np.arange(LEVELS, occupied[-1] + 2)
+    # All sums over a level are differences of running sums: 129 of them for each candidate instead of up to 2048 bins.
+    edges = -(-stops[:, None] * np.arange(LEVELS + 1) // LEVELS)
+    in_level = np.diff(_running(counts)[edges], axis=1)
+    bins_in_level = np.diff(_running(counts > 0)[edges], axis=1)
+    last, inside = counts[stops - 1], _running(counts)[stops]
+    clipped = last + (total - inside)
+    # q of a bin in a level is (in_level / bins_in_level) / inside, p is count / total, of the last bin clipped / total
+    log_q = np.where(in_level > 0, _log(in_level) - _log(bins_in_level), 0.0)
+    cross = (in_level * log_q).sum(axis=1) + (clipped - last) * log_q[:, -1] - total * _log(inside)
+    own = _running(counts * _log(counts))[stops] - last * _log(last) + clipped * _log(clipped) - total * math.log(total)
+    # where the last bin is empty but values lie beyond, q is 0 and p is not: the divergence is infinite
+    divergence = np.where((last == 0) & (clipped > 0), np.inf, own - cross) / total
+    return int(stops[len(stops) - 1 - np.argmin(divergence[::-1])])
+
+
+def _running(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Sums of the first 0, 1, 2, ... values."""
+    return np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+
+
+def _log(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    """Natural logarithm; 0 of 0, which every term here multiplies with 0."""
+    return np.log(np.maximum(np.asarray(values, np.float64), 1.0))
 
 
 def _widened(statistics: ActivationStatistics, exponent: int) -> npt.NDArray[np.int64]:

@@ -54,6 +54,16 @@ def gate_threshold(scores: npt.NDArray[np.floating], defective: npt.NDArray[np.b
     return GateThreshold(score=score, recall=float((positives >= score).mean()), passed_clean=float((negatives >= score).mean()))
 
 
+def threshold_at(scores: npt.NDArray[np.floating], defective: npt.NDArray[np.bool_], score: float) -> GateThreshold:
+    """A threshold that is given, with what it does on validation. Without tiles of a kind its share counts as 1 (let through).
+
+    scores: (n,) probabilities of a defect. defective: (n,) truth.
+    """
+    passed = scores >= score
+    shares = [float(passed[kind].mean()) if kind.any() else 1.0 for kind in (defective, ~defective)]
+    return GateThreshold(score=score, recall=shares[0], passed_clean=shares[1])
+
+
 @dataclass(frozen=True, slots=True)
 class ClassThreshold:
     """Thresholds of one class and what they do on validation.

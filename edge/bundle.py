@@ -36,8 +36,9 @@ class Golden:
     """Tiles that the engine was asked when it was verified, and what it answered.
 
     patches: (n, h, w) uint8; a tile is its patch reflected to the engine's input size, down and to the right.
-    scores: (n, classes, rows, columns) float16 of a segmenter, every `step`-th row and column of the patch; (n, 1) of a gate.
-    labels: (n, h, w) uint8, best class per pixel of the patch; of a gate (n,), 1 where the score is above 0.
+    scores: (n, channels, rows, columns) float16 of a segmenter, every `step`-th row and column of the patch; (n, channels)
+        of a classifier.
+    labels: (n, h, w) uint8, best class per pixel of the patch; (n,) of a classifier.
     """
 
     patches: npt.NDArray[np.uint8]
@@ -50,12 +51,21 @@ class Golden:
         below, right = height - self.patches.shape[1], width - self.patches.shape[2]
         return np.pad(self.patches, ((0, 0), (0, below), (0, right)), mode="reflect")[:, None]
 
-    def answer(self, scores: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """What is kept of an engine's scores: (sampled scores, labels) as described above."""
-        if scores.ndim == 2:
-            return scores, (scores[:, 0] > 0).astype(np.uint8)
-        patch = scores[:, :, : self.patches.shape[1], : self.patches.shape[2]]
-        return patch[:, :, :: self.step, :: self.step], patch.argmax(axis=1).astype(np.uint8)
+    def answer(
+        self, scores: npt.NDArray[np.generic], activation: str, head: str
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """What is kept of an engine's scores, (sampled scores, labels) as described above, and by how much each label won."""
+        patch = np.asarray(scores, np.float32)
+        if patch.ndim == 4:
+            patch = patch[:, :, : self.patches.shape[1], : self.patches.shape[2]]
+        sampled = patch[:, :, :: self.step, :: self.step] if patch.ndim == 4 else patch
+        if head == "mask":
+            return sampled, patch[:, 0].astype(np.uint8), np.full_like(patch[:, 0], np.inf)
+        if activation == "sigmoid":  # the background has no channel: it wins where no logit is above 0
+            nothing = 0.0 if head == "logits" else 0.5
+            patch = np.concatenate([np.full_like(patch[:, :1], nothing), patch], axis=1)
+        best = np.sort(patch, axis=1)
+        return sampled, patch.argmax(axis=1).astype(np.uint8), best[:, -1] - best[:, -2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +156,21 @@ def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
     """Ask an engine the golden tiles; BundleError where it answers otherwise than when it was verified.
 
     Scores may differ by SCORE_TOLERANCE of their spread, an INT8 engine's by more in OUTLIERS of them; a label may differ
-    only where its two best scores (a gate: its logit and 0) are within that tolerance.
+    only where its two best scores (the background's is 0 where it has no channel) are within that tolerance.
     """
     golden = bundle.golden()
     size = bundle.manifest.input
-    scores = session.infer(golden.tiles(size.tile_height, size.tile_width)).astype(np.float32)
-    expected_channels = len(bundle.manifest.classes) if bundle.manifest.kind == "segmenter" else 1
-    if scores.shape[:2] != (len(golden.patches), expected_channels):
+    scores = session.infer(golden.tiles(size.tile_height, size.tile_width))
+    if scores.shape[:2] != (len(golden.patches), golden.scores.shape[1]):
         raise BundleError(
             f"{bundle.path}: {session.backend} answers {scores.shape} to {len(golden.patches)} golden tiles, "
-            f"expected ({len(golden.patches)}, {expected_channels}, ...): export again"
+            f"expected ({len(golden.patches)}, {golden.scores.shape[1]}, ...): export again"
         )
-    answer = compare_golden(golden, scores)
+    answer = compare_golden(golden, scores, bundle.manifest.activation, bundle.manifest.head)
     allowed = OUTLIERS[bundle.manifest.precision]
-    if answer.outliers > allowed or answer.changed > allowed * answer.labels:
+    # a mask does not tell how near another class was
+    allowed_labels = allowed if bundle.manifest.head != "mask" else max(allowed, SCORE_TOLERANCE)
+    if answer.outliers > allowed or answer.changed > allowed_labels * answer.labels:
         raise BundleError(
             f"{bundle.path}: {session.backend} answers the golden tiles otherwise than when the bundle was verified: "
             f"{answer.outliers:.3%} of the scores differ by more than {SCORE_TOLERANCE:.0%} of their spread "
@@ -169,18 +180,12 @@ def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
     return answer
 
 
-def compare_golden(golden: Golden, scores: npt.NDArray[np.float32]) -> GoldenAnswer:
+def compare_golden(golden: Golden, scores: npt.NDArray[np.generic], activation: str, head: str) -> GoldenAnswer:
     """Difference between an engine's scores of the golden tiles and the stored ones."""
-    sampled, labels = golden.answer(scores)
+    sampled, labels, margin = golden.answer(scores, activation, head)
     stored = golden.scores.astype(np.float32)
     spread = float(stored.max() - stored.min()) or 1.0
     difference = np.abs(sampled - stored) / spread
-    if scores.ndim == 2:
-        margin = np.abs(scores[:, 0])
-    else:
-        patch = scores[:, :, : golden.patches.shape[1], : golden.patches.shape[2]]
-        best = np.sort(patch, axis=1)
-        margin = best[:, -1] - best[:, -2]
     changed = (labels != golden.labels) & ~(margin <= SCORE_TOLERANCE * spread)
     return GoldenAnswer(
         max_difference=float(difference.max()),
@@ -240,8 +245,10 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         faults.append(f"tile is {size[0]}x{size[1]}, expected multiples of the stride {manifest.stride}")
     if manifest.halo % manifest.stride:
         faults.append(f"halo is {manifest.halo}, expected a multiple of the stride {manifest.stride}")
-    if min(size) <= 2 * manifest.halo:
+    if not manifest.whole_tile and min(size) <= 2 * manifest.halo:
         faults.append(f"tile is {size[0]}x{size[1]}, expected more than twice the halo {manifest.halo}")
+    if manifest.head == "mask" and manifest.kind == "classifier":
+        faults.append("head is mask, which a classifier does not have; expected logits or probabilities")
     faults += [
         f"thresholds name {name!r}, expected one of {', '.join(manifest.classes)}"
         for name in manifest.thresholds

@@ -75,13 +75,23 @@ class Scale(Section):
 
 
 class Tiling(Section):
-    """The tile grid of the cascade."""
+    """The tile grid of the cascade, and that of mode tiles, whose tiles may overlap."""
 
+    tile_lines: int | None = Field(None, ge=1, le=16384, description="Lines of a tile in mode tiles; none: the bundle's.")
+    tile_columns: int | None = Field(None, ge=1, le=16384, description="Columns of a tile in mode tiles; none: the bundle's.")
+    step_lines: int | None = Field(None, ge=1, description="Lines from a tile to the next in mode tiles; none: no overlap.")
+    step_columns: int | None = Field(None, ge=1, description="Columns from a tile to the next in mode tiles; none: no overlap.")
+    merge: Literal["core", "union", "mean"] = Field("core", description="What a pixel is that several tiles hold, in mode tiles.")
+    pixel_threshold: Fraction | None = Field(
+        None, description="Sigmoid segmenters: a class is there from this probability on; none: the bundle's."
+    )
     batch: int = Field(8, ge=1, le=256, description="Tiles that go through an engine at once.")
     halo: int | None = Field(
         None, ge=0, description="Margin of a crop in pixels, a multiple of the engine's stride; none: the bundle's."
     )
-    gate_threshold: Fraction | None = Field(None, description="Tiles at or above go on; none: the gate bundle's own.")
+    gate_threshold: Fraction | None = Field(
+        None, description="Tiles at or above go on, or are defective to a classifier without a gate; none: the bundle's own."
+    )
 
 
 class SessionOptions(Section):
@@ -204,9 +214,13 @@ class StationConfig(Section):
     camera: Name = "camera"
     scale: Scale = Scale()
     source: Source
-    bundle: str = Field("steel-unet-int8", min_length=1, description="Segmentation bundle: a shipped name or a path.")
-    gate: str | None = Field(None, min_length=1, description="Gate bundle: a shipped name or a path; needed by mode cascade.")
-    mode: Literal["dense", "cascade"] = "dense"
+    bundle: str = Field(
+        "steel-unet-int8", min_length=1, description="A segmenter, in mode tiles also a classifier: a shipped name or a path."
+    )
+    gate: str | None = Field(
+        None, min_length=1, description="Gate bundle: a shipped name or a path; needed by mode cascade, possible in mode tiles."
+    )
+    mode: Literal["dense", "cascade", "tiles"] = "dense"
     dense: Literal["streaming", "slabs"] = "streaming"
     chunk_lines: int = Field(
         64, ge=1, le=4096, description="Lines per inference of the dense paths, a multiple of the engine's stride."

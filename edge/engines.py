@@ -8,14 +8,20 @@ from types import TracebackType
 
 from edge.bundle import Bundle, check_golden, open_bundle
 from edge.config import StationConfig
+from edge.manifest import Manifest
 from edge.pipeline import Pipeline
+from edge.preparation import Preparation
 from edge.reporting import StripContext
+from edge.scores import Reading
 from edge.segmenters import Segmenter
 from edge.segmenters.cascade import CascadeSegmenter
 from edge.segmenters.slabs import SlabSegmenter
 from edge.segmenters.streaming import StreamingSegmenter
+from edge.segmenters.tiles import TileEngine, TileGate, TileSegmenter
+from edge.sessions import Session
 from edge.sessions.ort import OrtSession, OrtStreamingSession
-from edge.station import require_sound
+from edge.station import class_thresholds, require_sound
+from edge.tile_plan import tile_axes
 from edge.topics import topics_of
 from edge.tracking.filters import resolve_rules
 from edge.tracking.tracker import DefectTracker
@@ -43,6 +49,29 @@ def dense_halo(bundle: Bundle) -> int:
     return -(-manifest.radius // manifest.stride) * manifest.stride
 
 
+def reading_of(manifest: Manifest, level: float | None = None, defective_from: float | None = None) -> Reading:
+    """What a bundle's answers mean.
+
+    level: of a sigmoid segmenter, None: the bundle's. defective_from: of a classifier, None: the bundle's gate threshold,
+    or where it states none the most probable class.
+    """
+    if manifest.kind == "classifier":
+        if defective_from is None and manifest.gate is not None:
+            defective_from = manifest.gate.score
+        return Reading(manifest.activation, manifest.head, defective_from=defective_from)
+    return Reading(manifest.activation, manifest.head, manifest.pixel_threshold if level is None else level)
+
+
+def channels_of(manifest: Manifest) -> int:
+    """Channels of a bundle's logits or probabilities: a sigmoid has none for class 0."""
+    return len(manifest.classes) - (manifest.activation == "sigmoid")
+
+
+def tile_engine(session: Session, manifest: Manifest, batch: int) -> TileEngine:
+    """A bundle's engine behind the preparation of its tiles."""
+    return TileEngine(session, Preparation(manifest.preparation, manifest.input), batch)
+
+
 class Engines:
     """Verified engines of one station. A context manager: opened once, closed when the daemon stops.
 
@@ -53,7 +82,7 @@ class Engines:
     def __init__(self, config: StationConfig, origin: str) -> None:
         self._config = config
         self.bundle = open_bundle(config.bundle)
-        self.gate = open_bundle(config.gate) if config.mode == "cascade" and config.gate else None
+        self.gate = open_bundle(config.gate) if config.mode != "dense" and config.gate else None
         require_sound(config, self.bundle, self.gate, origin)
         self._opened = ExitStack()
 
@@ -78,48 +107,72 @@ class Engines:
     def segmenter(self, width: int) -> Segmenter:
         """The station's segmenter for strips of `width` columns."""
         config, manifest = self._config, self.bundle.manifest
+        if config.mode == "tiles":
+            return self._tile_segmenter(width)
         if self.gate is not None:
             return self._cascade(self.gate, width)
-        halo = dense_halo(self.bundle)
+        halo, reading = dense_halo(self.bundle), reading_of(manifest, config.tiling.pixel_threshold)
         if config.dense == "streaming" and self.bundle.stream_path and manifest.streaming:
             columns = padded_columns(width, halo, manifest.stride)
             stream = OrtStreamingSession(
                 self.bundle.stream_path, manifest.streaming, columns, config.chunk_lines, config.session.threads
             )
             session = self._opened.enter_context(stream)
-            return StreamingSegmenter(session, width=width, halo=halo, stride=manifest.stride, activation=manifest.activation)
+            return StreamingSegmenter(session, width=width, halo=halo, stride=manifest.stride, reading=reading)
         return SlabSegmenter(
             self._tiles,
             width=width,
             chunk_lines=config.chunk_lines,
             halo=halo,
             stride=manifest.stride,
-            activation=manifest.activation,
+            reading=reading,
         )
 
     def _cascade(self, gate: Bundle, width: int) -> CascadeSegmenter:
         config, manifest = self._config, self.bundle.manifest
-        threshold = config.tiling.gate_threshold
-        if threshold is None:
-            # `require_sound` has seen that the manifest states one
-            threshold = gate.manifest.gate.score if gate.manifest.gate else 0.0
         return CascadeSegmenter(
             self._gate_tiles,
             self._tiles,
             width=width,
             gate_input=gate.manifest.input,
             gate_activation=gate.manifest.activation,
-            threshold=threshold,
+            gate_head=gate.manifest.head,
+            threshold=self._gate_threshold(gate),
             halo=manifest.halo if config.tiling.halo is None else config.tiling.halo,
             stride=manifest.stride,
-            activation=manifest.activation,
+            reading=reading_of(manifest, config.tiling.pixel_threshold),
             batch=config.tiling.batch,
         )
+
+    def _tile_segmenter(self, width: int) -> TileSegmenter:
+        tiling, manifest = self._config.tiling, self.bundle.manifest
+        gate = None
+        if self.gate is not None:
+            asked = tile_engine(self._gate_tiles, self.gate.manifest, tiling.batch)
+            gate = TileGate(asked, self.gate.manifest.activation, self.gate.manifest.head, self._gate_threshold(self.gate))
+        lines, columns = tile_axes(tiling, manifest)
+        return TileSegmenter(
+            tile_engine(self._tiles, manifest, tiling.batch),
+            # where there is a gate the threshold of the file is the gate's
+            reading_of(manifest, tiling.pixel_threshold, tiling.gate_threshold if gate is None else None),
+            channels_of(manifest),
+            width=width,
+            lines=lines,
+            columns=columns,
+            merge=tiling.merge,
+            gate=gate,
+        )
+
+    def _gate_threshold(self, gate: Bundle) -> float:
+        if self._config.tiling.gate_threshold is not None:
+            return self._config.tiling.gate_threshold
+        # `require_sound` has seen that the manifest states one
+        return gate.manifest.gate.score if gate.manifest.gate else 0.0
 
     def pipeline(self, width: int, strip_id: str) -> Pipeline:
         """A new strip's pipeline."""
         config, manifest = self._config, self.bundle.manifest
-        rules = resolve_rules(config.filters, manifest.classes, manifest.thresholds, config.scale)
+        rules = resolve_rules(config.filters, manifest.classes, class_thresholds(config.tiling, manifest), config.scale)
         tracker = DefectTracker(
             rules,
             config.scale,

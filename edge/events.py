@@ -71,7 +71,7 @@ class DefectData(Part):
     merged_into: str | None = Field(None, description="The defect that took it over, if `ending` is `merged`.")
     confidence_mean: Fraction
     confidence_peak: Fraction
-    gate_score: Fraction | None = Field(description="Highest score of its tiles; null in dense mode.")
+    gate_score: Fraction | None = Field(description="Highest score of its tiles; null without a gate.")
     area_mm2: NonNegative
     area_px: NonNegativeInt
     box_px: PixelBox
@@ -135,7 +135,7 @@ class StripStartedData(Part):
     width_px: int = Field(ge=1)
     mm_per_line: float = Field(gt=0)
     mm_per_column: float = Field(gt=0)
-    mode: Literal["dense", "cascade"]
+    mode: Literal["dense", "cascade", "tiles"]
     bundle: str
     engine_hash: str
     gate: str | None

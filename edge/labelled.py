@@ -1,7 +1,8 @@
-"""Labelled images on disk: each with its mask, found by name, or with its folder's name as its label."""
+"""Labelled images on disk: each with its mask, found by name, or with its class, from a table or the name of its folder."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,7 @@ def pair_with_masks(images: Path, masks: Path) -> list[MaskedImage]:
         else:
             pairs.append(MaskedImage(image, mask))
     if without:
-        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        raise ConfigError(f"{', '.join(map(str, without[:3]))}{more}: no mask, or several; expected one of that name in {masks}")
+        raise ConfigError(f"{_some(without)}: no mask, or several; expected one of that name in {masks}")
     return pairs
 
 
@@ -72,10 +72,62 @@ def classed_by_folder(images: Path, classes: Sequence[str]) -> list[ClassedImage
     for image in images_below(images):
         if image.parent.name not in classes:
             raise ConfigError(
-                f"{image}: lies in a folder named {image.parent.name}; expected {' or '.join(classes)}, or masks: --masks DIR"
+                f"{image}: lies in a folder named {image.parent.name}; expected {' or '.join(classes)}, "
+                "a table: --labels FILE.csv, or masks: --masks DIR"
             )
         classed.append(ClassedImage(image, list(classes).index(image.parent.name)))
     return classed
+
+
+def classed_by_table(images: Path, table: Path, classes: Sequence[str]) -> list[ClassedImage]:
+    """Every image below `images`, its class from the columns `image` and `class` of a CSV file.
+
+    image: path below `images`, or the file's name where only one has it. Raises ConfigError naming the row, the images
+    that have none, or those that have two.
+    """
+    found = images_below(images)
+    by_path = {path.relative_to(images).as_posix(): path for path in found}
+    by_name: dict[str, list[Path]] = {}
+    for path in found:
+        by_name.setdefault(path.name, []).append(path)
+    classed: dict[Path, int] = {}
+    for where, named, class_name in _rows_of(table):
+        image = by_path.get(named) or _only(by_name.get(named, []))
+        if image is None:
+            raise ConfigError(f"{where}: image: got {named!r}; expected the path of one image below {images}")
+        if class_name not in classes:
+            raise ConfigError(f"{where}: class: got {class_name!r}; expected {' or '.join(classes)}")
+        if image in classed:
+            raise ConfigError(f"{where}: image: got {named!r} a second time; expected one row for each image")
+        classed[image] = list(classes).index(class_name)
+    without = [path for path in found if path not in classed]
+    if without:
+        raise ConfigError(f"{_some(without)}: no row in {table}; expected one for each image below {images}")
+    return [ClassedImage(path, classed[path]) for path in found]
+
+
+def _rows_of(table: Path) -> list[tuple[str, str, str]]:
+    """Where each row stands, its image and its class. Raises ConfigError."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            rows = [(f"{table}:{reader.line_num}", row.get("image") or "", row.get("class") or "") for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{table}: cannot be read ({error}); expected a CSV file with the columns image and class") from error
+    if not {"image", "class"} <= set(names):
+        raise ConfigError(f"{table}: got the columns {', '.join(names) or 'none'}; expected image and class")
+    return rows
+
+
+def _only(paths: Sequence[Path]) -> Path | None:
+    return paths[0] if len(paths) == 1 else None
+
+
+def _some(paths: Sequence[Path]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(map(str, paths[:3]))}{more}"
 
 
 def read_mask(path: Path, size: tuple[int, int], class_count: int) -> npt.NDArray[np.uint8]:

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 added what tiles go through before the engine, the head, and networks that look at whole tiles; 1 is still read."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -26,6 +27,25 @@ class EngineInput(Part):
     tile_height: int = Field(ge=1)
     tile_width: int = Field(ge=1)
     reduce: int = Field(1, ge=1)
+
+
+class Clahe(Part):
+    """Contrast-limited adaptive histogram equalization of each tile, by itself (cv2.createCLAHE)."""
+
+    kind: Literal["clahe"] = "clahe"
+    clip_limit: float = Field(gt=0)
+    grid_rows: int = Field(8, ge=1)
+    grid_columns: int = Field(8, ge=1)
+
+
+class Resize(Part):
+    """A tile of any size brought to the engine's (cv2.resize)."""
+
+    kind: Literal["resize"] = "resize"
+    method: Literal["linear", "area", "nearest"] = "linear"
+
+
+TileStep = Annotated[Clahe | Resize, Field(discriminator="kind")]
 
 
 class StreamState(Part):
@@ -80,6 +100,12 @@ class GateThreshold(Part):
 class Manifest(Part):
     """`manifest.yaml`. Classes in index order; a segmenter's class 0 is the background.
 
+    preparation: steps that each tile goes through, by itself and in this order, before it goes into the engine.
+    strip_tile: lines and columns of the strip that one tile covers; None: as many as the engine's input, times `reduce`.
+    head: what the engine's output holds: logits; probabilities; or mask, uint8 (n, 2, h, w), class index and its probability
+        in steps of 1/255.
+    pixel_threshold: sigmoid segmenters: a class is there from this probability on.
+    whole_tile: why a segmenter runs on tiles alone: the node that looks at all of a tile. None: it can also run dense.
     stride: input pixels per pixel of the deepest tensor; crops and chunks are multiples of it.
     radius: receptive radius in input pixels, measured on the graph by perturbation.
     halo: margin that crops of the cascade need, a multiple of the stride.
@@ -91,6 +117,11 @@ class Manifest(Part):
     classes: tuple[str, ...] = Field(min_length=2)
     input: EngineInput
     activation: Literal["softmax", "sigmoid"]
+    head: Literal["logits", "probabilities", "mask"] = "logits"
+    preparation: tuple[TileStep, ...] = ()
+    strip_tile: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    pixel_threshold: Fraction = 0.5
+    whole_tile: str | None = None
     stride: int = Field(ge=1)
     radius: int = Field(ge=0)
     halo: int = Field(ge=0)

@@ -10,20 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.bundle import Bundle
-from edge.engines import dense_halo
+from edge.engines import channels_of, dense_halo, reading_of, tile_engine
 from edge.evaluation import Confusion
 from edge.frame import Lines
 from edge.labelled import ClassedImage, MaskedImage, read_mask
-from edge.manifest import Manifest
-from edge.scores import gate_scores
+from edge.manifest import Manifest, Resize
+from edge.preparation import Size
+from edge.segmenters import Segmenter
 from edge.segmenters.slabs import SlabSegmenter
+from edge.segmenters.tiles import TileSegmenter
 from edge.sessions import Session
 from edge.sources.images import read_image
+from edge.station import reasons_for_tiles
+from edge.tile_plan import grid_tile
+from edge.tiling import TileAxis
 from edge.window import reflect
 
 Mask = npt.NDArray[np.uint8]
 SLAB_LINES = 1024
 """Of 16,384 columns, the widest strip: some 20 million pixels at once, half a gigabyte for the reference U-Net's first layer."""
+TILES_AT_ONCE = 8
+"""As many as a station has at once by default (`tiling.batch`); the answers do not depend on it."""
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class SegmenterQuality:
 
 
 def evaluate_segmenter(session: Session, bundle: Bundle, images: Iterable[MaskedImage]) -> SegmenterQuality:
-    """Each image as a strip of its own, in one dense inference. Raises ImageError."""
+    """Each image as a strip of its own, inspected whole. Raises ImageError."""
     classes = bundle.manifest.classes
     quality = SegmenterQuality(Confusion(classes))
     for pair in images:
@@ -72,20 +79,49 @@ def evaluate_segmenter(session: Session, bundle: Bundle, images: Iterable[Masked
 def inspect_whole(session: Session, bundle: Bundle, lines: Lines) -> Mask:
     """Class of every pixel of a whole strip, (h, w) uint8: one dense inference, reflected at the strip's four sides.
 
-    A strip of more than SLAB_LINES goes through in slabs, which bounds memory and gives the same mask.
+    A strip of more than SLAB_LINES goes through in slabs, which bounds memory and gives the same mask. A segmenter that runs
+    on tiles alone sees the tiles of `image_tile`, without overlap.
     """
-    manifest = bundle.manifest
-    chunk_lines = min(-(-lines.shape[0] // manifest.stride), -(-SLAB_LINES // manifest.stride)) * manifest.stride
-    segmenter = SlabSegmenter(
-        session,
-        width=lines.shape[1],
-        chunk_lines=chunk_lines,
-        halo=dense_halo(bundle),
-        stride=manifest.stride,
-        activation=manifest.activation,
-    )
+    tiled = bool(reasons_for_tiles(bundle.manifest))
+    size = (lines.shape[0], lines.shape[1])
+    segmenter = _tile_segmenter(session, bundle.manifest, size) if tiled else _slab_segmenter(session, bundle, size)
     segmenter.start(0)
     return np.concatenate([rows.mask for rows in segmenter.push(lines) + segmenter.flush()])
+
+
+def image_tile(manifest: Manifest, image: Size) -> Size:
+    """Lines and columns of the tiles that an image is cut into.
+
+    The bundle's `strip_tile`, else the engine's input times `reduce`; but the whole image where tiles are resized to the
+    engine's input and the bundle does not say how large they are.
+    """
+    resized = any(isinstance(step, Resize) for step in manifest.preparation)
+    return image if resized and manifest.strip_tile is None else grid_tile(manifest)
+
+
+def _slab_segmenter(session: Session, bundle: Bundle, image: Size) -> Segmenter:
+    manifest = bundle.manifest
+    return SlabSegmenter(
+        session,
+        width=image[1],
+        chunk_lines=min(-(-image[0] // manifest.stride), -(-SLAB_LINES // manifest.stride)) * manifest.stride,
+        halo=dense_halo(bundle),
+        stride=manifest.stride,
+        reading=reading_of(manifest),
+    )
+
+
+def _tile_segmenter(session: Session, manifest: Manifest, image: Size) -> Segmenter:
+    lines, columns = image_tile(manifest, image)
+    return TileSegmenter(
+        tile_engine(session, manifest, TILES_AT_ONCE),
+        reading_of(manifest),
+        channels_of(manifest),
+        width=image[1],
+        lines=TileAxis(lines, lines),
+        columns=TileAxis(columns, columns),
+        merge="core",
+    )
 
 
 def evaluate_classifier(session: Session, manifest: Manifest, images: Iterable[MaskedImage | ClassedImage]) -> Confusion:
@@ -94,11 +130,11 @@ def evaluate_classifier(session: Session, manifest: Manifest, images: Iterable[M
     With several defect classes the most frequent one in the tile's mask is its label. Raises ImageError.
     """
     confusion, class_count = Confusion(manifest.classes), len(manifest.classes)
+    engine, reading = tile_engine(session, manifest, TILES_AT_ONCE), reading_of(manifest)
     for labelled in images:
         lines = read_image(labelled.image)
-        tiles = tiles_of(lines, manifest)
-        batch, spans = np.stack([tile for tile, _ in tiles])[:, None], [span for _, span in tiles]
-        answers = _classes(session.infer(batch), manifest)
+        tiles, spans = zip(*tiles_of(lines, manifest), strict=True)
+        answers = np.array([reading.classes(answer)[0].item() for answer in engine.answers(tiles)])
         if isinstance(labelled, ClassedImage):
             truth = np.full(len(spans), labelled.class_index)
         else:
@@ -110,33 +146,18 @@ def evaluate_classifier(session: Session, manifest: Manifest, images: Iterable[M
 
 
 def tiles_of(lines: Lines, manifest: Manifest) -> list[tuple[Lines, tuple[slice, slice]]]:
-    """An image cut on the gate's grid as the cascade cuts a strip: engine input, (tile_height, tile_width) uint8, and its span.
+    """An image cut into the tiles of `image_tile`, as a strip is: each (lines, columns) uint8, not yet prepared, and its span.
 
     A tile that reaches beyond the image is filled up by reflection; spans lie within the image.
     """
-    size = manifest.input
-    height, width = size.tile_height * size.reduce, size.tile_width * size.reduce
+    height, width = image_tile(manifest, (lines.shape[0], lines.shape[1]))
     tiles = []
     for top in range(0, lines.shape[0], height):
         rows = reflect(np.arange(top, top + height), 0, lines.shape[0])
         for left in range(0, lines.shape[1], width):
             tile: Lines = lines[np.ix_(rows, reflect(np.arange(left, left + width), 0, lines.shape[1]))]
-            if size.reduce > 1:
-                tile = np.asarray(cv2.resize(tile, (size.tile_width, size.tile_height), interpolation=cv2.INTER_AREA), np.uint8)
-            span = slice(top, min(top + height, lines.shape[0])), slice(left, min(left + width, lines.shape[1]))
-            tiles.append((tile, span))
+            tiles.append((tile, (slice(top, min(top + height, lines.shape[0])), slice(left, min(left + width, lines.shape[1])))))
     return tiles
-
-
-def _classes(scores: npt.NDArray[np.float32], manifest: Manifest) -> npt.NDArray[np.int64]:
-    """Class of each tile: with two classes by the gate's threshold, a half where none is stated; else the most probable."""
-    if len(manifest.classes) == 2:
-        threshold = manifest.gate.score if manifest.gate else 0.5
-        return np.asarray(gate_scores(scores, manifest.activation) >= np.float32(threshold), np.int64)
-    best = np.asarray(scores.argmax(axis=1), np.int64)
-    if manifest.activation == "sigmoid":  # no channel for clean steel: that is where no other reaches a half
-        best = np.where(scores.max(axis=1) >= 0, best + 1, 0)
-    return best
 
 
 def _label(mask: Mask, class_count: int) -> int:

@@ -47,15 +47,15 @@ _EVENTS: dict[Change, type[DefectOpened] | type[DefectUpdated] | type[DefectClos
 class StripContext:
     """What all events of one strip have in common.
 
-    source: `/<site>/<line>/<camera>`. engine_hash, gate_hash: sha256 of the bundles' manifests; gate_hash None in dense
-    mode. The strip id must not be used twice: ids of events are made from it.
+    source: `/<site>/<line>/<camera>`. engine_hash, gate_hash: sha256 of the bundles' manifests; gate_hash None without
+    a gate. The strip id must not be used twice: ids of events are made from it.
     """
 
     source: str
     strip_id: str
     width: int
     scale: Scale
-    mode: Literal["dense", "cascade"]
+    mode: Literal["dense", "cascade", "tiles"]
     bundle: str
     engine_hash: str
     gate: str | None

@@ -1,7 +1,9 @@
-"""From an engine's logits to classes and probabilities: the arg-max in planes, exponentials only where something was found."""
+"""From an engine's answer to classes and probabilities: the arg-max in planes, exponentials only where something was found."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -10,23 +12,49 @@ import numpy.typing as npt
 from edge.sessions import Scores
 
 Activation = Literal["softmax", "sigmoid"]
+Head = Literal["logits", "probabilities", "mask"]
 Bytes = npt.NDArray[np.uint8]
 _BLOCK_PIXELS = 1 << 16
 """Pixels looked at in one go: a block of a plane is 256 KiB, so that the running maximum stays in the second-level cache."""
 
 
-def classify(scores: Scores, activation: Activation) -> tuple[Bytes, Bytes]:
-    """Class and confidence of every pixel: logits (c, h, w) float32 -> mask, confidence, both (h, w) uint8.
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an engine's answer means: enough to make classes of it.
+
+    level: of a sigmoid, the probability from which a class is there.
+    defective_from: of a classifier, the probability of any defect from which a tile is given its most probable kind of
+        defect; None: a tile has the class that `classify` gives it.
+    """
+
+    activation: Activation
+    head: Head = "logits"
+    level: float = 0.5
+    defective_from: float | None = None
+
+    def classes(self, scores: Scores) -> tuple[Bytes, Bytes]:
+        """Class and confidence, (h, w) uint8 each, of an answer (c, h, w); a tile's that was judged whole is (c, 1, 1)."""
+        if self.defective_from is None:
+            return classify(scores, self.activation, self.head, self.level)
+        return classify_defective(scores, self.activation, self.defective_from, self.head)
+
+
+def classify(scores: Scores, activation: Activation, head: Head = "logits", level: float = 0.5) -> tuple[Bytes, Bytes]:
+    """Class and confidence of every pixel: scores (c, h, w) -> mask, confidence, both (h, w) uint8.
 
     softmax: channel i is class i, channel 0 the background. The class is the highest channel, the lowest index where
     several are equal; the confidence its softmax probability.
     sigmoid: channel i is class i + 1, there is no channel for the background (class 0). The class is the highest channel
-    where its probability is at least 1/2, that is, its logit at least 0; else background. The confidence is its
-    probability.
+    where its probability is at least `level`; else background. The confidence is its probability.
+    head: logits or probabilities, float32; or mask, the class index and its probability in steps of 1/255, taken as they
+    are: the engine has decided.
     Confidences are rounded to steps of 1/255 and 0 where the mask is 0: the background's probability is never computed,
-    so a clean frame costs one pass of comparisons. A pixel's result depends on its own logits alone, bit for bit.
+    so a clean frame costs one pass of comparisons. A pixel's result depends on its own scores alone, bit for bit.
     """
     channels, lines, columns = scores.shape
+    if head == "mask":
+        decided = np.array(scores[0], np.uint8)
+        return decided, np.where(decided > 0, scores[1], 0).astype(np.uint8)
     mask = np.zeros((lines, columns), np.uint8)
     confidence = np.zeros((lines, columns), np.uint8)
     if channels == 1 and activation == "softmax":
@@ -35,28 +63,59 @@ def classify(scores: Scores, activation: Activation) -> tuple[Bytes, Bytes]:
     highest = np.empty((min(step, lines), columns), np.float32)
     found = np.empty(highest.shape, np.bool_)
     foreground = scores[1:] if activation == "softmax" else scores
+    enough = _logit(level) if head == "logits" else level
     for start in range(0, lines, step):
         part = slice(start, min(start + step, lines))
         size = part.stop - start
         top = _highest(foreground[:, part], highest[:size])
-        threshold = scores[0, part] if activation == "softmax" else 0.0
+        threshold = scores[0, part] if activation == "softmax" else np.float32(enough)
         compare = np.greater if activation == "softmax" else np.greater_equal
         if compare(top, threshold, out=found[:size]).any():
-            _classify_found(scores[:, part], found[:size], activation, mask[part], confidence[part])
+            _classify_found(scores[:, part], found[:size], activation, head, mask[part], confidence[part])
     return mask, confidence
 
 
-def gate_scores(scores: Scores, activation: Activation) -> npt.NDArray[np.float32]:
-    """Probability that a tile is defective: a classifier's logits (n, k) -> (n,) float32 in [0, 1].
+def classify_defective(
+    scores: Scores, activation: Activation, defective_from: float, head: Head = "logits"
+) -> tuple[Bytes, Bytes]:
+    """Class and confidence where something is defective from a stated probability on: (c, h, w) -> two (h, w) uint8.
+
+    Where the probability of a defect, that of `gate_scores`, is at least `defective_from` the class is the most probable
+    kind of defect, however probable class 0 may be; elsewhere it is 0. The confidence is that kind's own probability.
+    """
+    channels, *size = scores.shape
+    defective = gate_scores(scores.reshape(channels, -1).T, activation, head).reshape(size) >= np.float32(defective_from)
+    first = 1 if activation == "softmax" else 0
+    mask = np.where(defective, scores[first:].argmax(axis=0) + 1, 0).astype(np.uint8)
+    confidence = np.rint(probabilities(scores, activation, head)[first:].max(axis=0) * 255.0)
+    return mask, np.where(defective, confidence, 0).astype(np.uint8)
+
+
+def probabilities(scores: Scores, activation: Activation, head: Head = "logits") -> Scores:
+    """Probability of every channel, (c, ...) float32 -> the same shape, a new array. Raises ValueError for a mask."""
+    if head == "mask":
+        raise ValueError("a mask holds one class of each pixel, expected logits or probabilities of all of them")
+    if head == "probabilities":
+        return np.array(scores, np.float32)
+    logits = scores.astype(np.float64)
+    if activation == "sigmoid":
+        return _sigmoid(logits).astype(np.float32)
+    powers = np.exp(logits - logits.max(axis=0))
+    return np.asarray(powers / _sum(powers), np.float32)
+
+
+def gate_scores(scores: Scores, activation: Activation, head: Head = "logits") -> npt.NDArray[np.float32]:
+    """Probability that a tile is defective: a classifier's answer (n, k) -> (n,) float32 in [0, 1].
 
     sigmoid: every channel is a kind of defect, the most probable counts. softmax: class 0 is clean steel, the others
     together count. Computed in float64 tile by tile, so that it does not depend on the batch.
     """
-    logits = scores.astype(np.float64)
+    exact = scores.astype(np.float64)
     if activation == "sigmoid":
-        return _sigmoid(logits.max(axis=1)).astype(np.float32)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    defective = sum((powers[:, index] for index in range(1, powers.shape[1])), np.zeros(len(powers)))
+        highest = exact.max(axis=1)
+        return (_sigmoid(highest) if head == "logits" else highest).astype(np.float32)
+    powers = np.exp(exact - exact.max(axis=1, keepdims=True)) if head == "logits" else exact
+    defective = _sum(powers.T[1:])
     return np.asarray(defective / (powers[:, 0] + defective), np.float32)
 
 
@@ -71,26 +130,40 @@ def _highest(planes: Scores, out: Scores) -> Scores:
     return out
 
 
-def _classify_found(scores: Scores, found: npt.NDArray[np.bool_], activation: Activation, mask: Bytes, confidence: Bytes) -> None:
+def _classify_found(
+    scores: Scores, found: npt.NDArray[np.bool_], activation: Activation, head: Head, mask: Bytes, confidence: Bytes
+) -> None:
     """Write class and confidence of the pixels in `found`."""
     pixels = np.ascontiguousarray(scores[:, found])
     winners = pixels.argmax(axis=0)
-    if activation == "sigmoid":
-        mask[found] = winners + 1
-        probability = _sigmoid(pixels.max(axis=0).astype(np.float64))
+    mask[found] = winners + 1 if activation == "sigmoid" else winners
+    exact = pixels.astype(np.float64)
+    highest = exact.max(axis=0)
+    if head == "probabilities":
+        probability = highest
+    elif activation == "sigmoid":
+        probability = _sigmoid(highest)
     else:
-        mask[found] = winners
-        exact = pixels.astype(np.float64)
-        exact -= exact.max(axis=0)
-        # Added channel by channel: numpy's own sum adds in an order that depends on the memory's layout.
-        total = np.zeros(exact.shape[1], np.float64)
-        for channel in np.exp(exact, out=exact):
-            total += channel
-        probability = 1.0 / total
-    confidence[found] = np.rint(probability * 255.0)
+        probability = 1.0 / _sum(np.exp(exact - highest))
+    confidence[found] = np.rint(np.clip(probability, 0.0, 1.0) * 255.0)
+
+
+def _sum(planes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sum over the first axis, plane by plane: numpy's own sum adds in an order that depends on the memory's layout."""
+    total = np.zeros(planes.shape[1:], np.float64)
+    for plane in planes:
+        total += plane
+    return total
 
 
 def _sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """1 / (1 + exp(-x)), without overflow for any x: exp of a large positive number is infinite and gives 0."""
     with np.errstate(over="ignore"):
         return 1.0 / (1.0 + np.exp(-logits))
+
+
+def _logit(probability: float) -> float:
+    """The number whose sigmoid is that probability: -inf for 0, inf for 1."""
+    if probability <= 0.0 or probability >= 1.0:
+        return math.copysign(math.inf, probability - 0.5)
+    return math.log(probability / (1.0 - probability))

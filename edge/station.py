@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge.bundle import Bundle
-from edge.config import FolderSource, StationConfig
+from edge.config import FolderSource, StationConfig, Tiling
 from edge.errors import ConfigError
-from edge.manifest import Manifest
+from edge.manifest import Manifest, Threshold
+from edge.tile_plan import gate_tile_faults, grid_tile, tile_faults
 from edge.tracking.filters import resolve_rules
+
+_DECIDED = Threshold(low=0.0, high=0.0)
 
 
 def require_sound(config: StationConfig, bundle: Bundle, gate: Bundle | None, origin: str) -> None:
@@ -25,17 +29,26 @@ def check_station(config: StationConfig, bundle: Bundle | None, gate: Bundle | N
     """
     faults = _missing_files(config)
     if bundle is not None:
-        faults += _segmenter_faults(config, bundle.manifest)
+        faults += _bundle_faults(config, bundle.manifest)
     if gate is not None and config.gate is not None:
         faults += _gate_faults(config.gate, gate.manifest)
-    if bundle is not None and config.mode == "cascade":
-        faults += _tiling_faults(config, bundle.manifest, gate.manifest if gate else None)
+    if config.mode != "tiles":
+        faults += _keys_of_tiles(config)
+    if bundle is not None and config.mode != "dense":
+        check = _cascade_faults if config.mode == "cascade" else _tiles_faults
+        faults += check(config, bundle.manifest, gate.manifest if gate else None)
     return faults
 
 
-def grid_tile(gate: Manifest) -> tuple[int, int]:
-    """Lines and columns of the strip that one tile of the gate's grid covers."""
-    return gate.input.tile_height * gate.input.reduce, gate.input.tile_width * gate.input.reduce
+def class_thresholds(tiling: Tiling, manifest: Manifest) -> Mapping[str, Threshold]:
+    """The bundle's thresholds; 0 for classes without any where a level below a half, or a classifier, has decided.
+
+    The tracker's default of a half would else take back what `pixel_threshold: 0.3` or a gate's 0.01 let through.
+    """
+    level = manifest.pixel_threshold if tiling.pixel_threshold is None else tiling.pixel_threshold
+    if manifest.kind == "segmenter" and (manifest.activation == "softmax" or level >= 0.5):
+        return manifest.thresholds
+    return {name: manifest.thresholds.get(name, _DECIDED) for name in manifest.classes[1:]}
 
 
 def _missing_files(config: StationConfig) -> list[str]:
@@ -50,10 +63,12 @@ def _missing_files(config: StationConfig) -> list[str]:
     return [f"{key}: got {path}, which does not exist; expected {what}" for key, path, what in named if not path.exists()]
 
 
-def _segmenter_faults(config: StationConfig, manifest: Manifest) -> list[str]:
-    if manifest.kind != "segmenter":
-        return [f"bundle: got {config.bundle}, a {manifest.kind}; expected a segmenter"]
-    faults = []
+def _bundle_faults(config: StationConfig, manifest: Manifest) -> list[str]:
+    if manifest.kind != "segmenter" and config.mode != "tiles":
+        return [f"bundle: got {config.bundle}, a {manifest.kind}; expected a segmenter, or mode: tiles"]
+    faults = _pixel_threshold_faults(config, manifest)
+    if config.mode != "tiles":
+        faults += [f"mode: got {config.mode}; {config.bundle} {why}: expected mode: tiles" for why in reasons_for_tiles(manifest)]
     if config.mode == "dense":
         if config.chunk_lines % manifest.stride:
             faults.append(f"chunk_lines: got {config.chunk_lines}; expected a multiple of {manifest.stride}, the bundle's stride")
@@ -61,10 +76,51 @@ def _segmenter_faults(config: StationConfig, manifest: Manifest) -> list[str]:
         if config.dense == "streaming" and "dense" in config.model_fields_set and manifest.streaming is None:
             faults.append(f"dense: got streaming; {config.bundle} cannot stream: expected slabs")
     try:
-        resolve_rules(config.filters, manifest.classes, manifest.thresholds, config.scale)
+        resolve_rules(config.filters, manifest.classes, class_thresholds(config.tiling, manifest), config.scale)
     except ConfigError as error:
         faults += str(error).splitlines()
     return faults
+
+
+def _pixel_threshold_faults(config: StationConfig, manifest: Manifest) -> list[str]:
+    got = config.tiling.pixel_threshold
+    why = None
+    if manifest.kind == "classifier":
+        why = f"{config.bundle} is a classifier: expected tiling.gate_threshold"
+    elif manifest.head == "mask":
+        why = f"{config.bundle} answers with classes that its engine has decided on: expected none"
+    elif manifest.activation == "softmax":
+        why = f"{config.bundle} has one probability for each class and the background, the highest counts: expected none"
+    return [] if got is None or why is None else [f"tiling.pixel_threshold: got {got}; {why}"]
+
+
+def reasons_for_tiles(manifest: Manifest) -> list[str]:
+    """Why a bundle runs on tiles alone."""
+    reasons = []
+    if manifest.preparation:
+        reasons.append(f"prepares each tile by itself ({steps_in_words(manifest)})")
+    if manifest.input.reduce > 1:
+        reasons.append(f"wants tiles averaged over {manifest.input.reduce} x {manifest.input.reduce} px")
+    if manifest.whole_tile is not None:
+        reasons.append(f"looks at a whole tile at once ({manifest.whole_tile})")
+    return reasons
+
+
+def steps_in_words(manifest: Manifest) -> str:
+    """What each tile goes through, as `clahe, resize`."""
+    return ", ".join(step.kind for step in manifest.preparation)
+
+
+def _keys_of_tiles(config: StationConfig) -> list[str]:
+    """Keys that are set and that only mode tiles has."""
+    tiling = config.tiling
+    said = {key: getattr(tiling, key) for key in ("tile_lines", "tile_columns", "step_lines", "step_columns")}
+    said["merge"] = tiling.merge if tiling.merge != "core" else None
+    return [
+        f"tiling.{key}: got {value}, and mode {config.mode}; expected mode: tiles, or none"
+        for key, value in said.items()
+        if value is not None
+    ]
 
 
 def _gate_faults(named: str, manifest: Manifest) -> list[str]:
@@ -73,7 +129,7 @@ def _gate_faults(named: str, manifest: Manifest) -> list[str]:
     return []
 
 
-def _tiling_faults(config: StationConfig, manifest: Manifest, gate: Manifest | None) -> list[str]:
+def _cascade_faults(config: StationConfig, manifest: Manifest, gate: Manifest | None) -> list[str]:
     faults = []
     halo = manifest.halo if config.tiling.halo is None else config.tiling.halo
     said = f"got {halo}" if config.tiling.halo is not None else f"got none, so the bundle's {halo}"
@@ -81,6 +137,12 @@ def _tiling_faults(config: StationConfig, manifest: Manifest, gate: Manifest | N
         faults.append(f"tiling.halo: {said}; expected a multiple of {manifest.stride}, the bundle's stride")
     if gate is None or gate.kind != "classifier":
         return faults
+    if gate.preparation:
+        return [
+            *faults,
+            f"gate: got {config.gate}, which prepares each tile by itself ({steps_in_words(gate)}); "
+            "expected one that does not, or mode: tiles",
+        ]
     tile = grid_tile(gate)
     if min(tile) < 2 * halo:
         faults.append(
@@ -92,6 +154,24 @@ def _tiling_faults(config: StationConfig, manifest: Manifest, gate: Manifest | N
             f"gate: got {config.gate} with tiles of {tile[0]} x {tile[1]} px; "
             f"expected multiples of {manifest.stride}, the stride of {config.bundle}"
         )
+    return faults + _gate_threshold_faults(config, gate)
+
+
+def _gate_threshold_faults(config: StationConfig, gate: Manifest) -> list[str]:
     if config.tiling.gate_threshold is None and gate.gate is None:
-        faults.append(f"tiling.gate_threshold: got none, and {config.gate} states none; expected a value from 0 to 1")
+        return [f"tiling.gate_threshold: got none, and {config.gate} states none; expected a value from 0 to 1"]
+    return []
+
+
+def _tiles_faults(config: StationConfig, manifest: Manifest, gate: Manifest | None) -> list[str]:
+    tiling = config.tiling
+    faults = tile_faults(tiling, manifest, config.bundle)
+    if tiling.merge == "mean" and manifest.head == "mask":
+        faults.append(f"tiling.merge: got mean; {config.bundle} answers with classes, not probabilities: expected core or union")
+    if tiling.halo is not None:
+        faults.append(f"tiling.halo: got {tiling.halo}, and mode tiles; expected none, and steps smaller than the tile")
+    if config.gate is None and tiling.gate_threshold is not None and manifest.kind == "segmenter":
+        faults.append(f"tiling.gate_threshold: got {tiling.gate_threshold}, and no gate; expected a gate, or none")
+    if config.gate is not None and gate is not None and gate.kind == "classifier":
+        faults += gate_tile_faults(tiling, manifest, gate, config.gate) + _gate_threshold_faults(config, gate)
     return faults

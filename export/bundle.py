@@ -87,6 +87,19 @@ def write_bundle(out: Path, parts: BundleParts, existing: Existing = Existing.KE
     return open_bundle(out)
 
 
+def write_refusal(out: Path, report: Report) -> Path:
+    """A page beside `out` that says why there is no bundle; gives its path. Raises ExportError."""
+    page = out.with_name(f"{out.name}.refused.html")
+    partial = page.with_suffix(".partial")
+    try:
+        partial.write_text(render_html(report), encoding="utf-8")
+        os.replace(partial, page)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ExportError(f"{page}: cannot be written ({error.strerror or error}); make room or name another folder") from error
+    return page
+
+
 def _verify(written: Bundle) -> None:
     with OrtSession(written.model_path) as session:
         check_golden(written, session)

@@ -5,108 +5,155 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers
+    from export.job import Exported
+    from export.recipe import ExportRecipe
+
+RECIPES = (".yaml", ".yml")
 
 
 def register(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("export", help="a trained checkpoint to a verified bundle", description=__doc__)
     parser.add_argument(
-        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="PyTorch state dict, or a dict that holds one"
+        "checkpoint",
+        nargs="?",
+        metavar="CHECKPOINT|RECIPE.yaml",
+        help="PyTorch (state dict, training checkpoint, TorchScript, .pt2, safetensors, pickled module), Keras (.keras, .h5, "
+        "model.json, SavedModel) or ONNX; or a recipe that says everything below",
     )
-    parser.add_argument("--arch", metavar="NAME", help="architecture of the checkpoint (see --list)")
-    parser.add_argument("--list", action="store_true", help="name the architectures with what they expect, and end")
-    parser.add_argument("--calibration", type=Path, metavar="DIR", help="representative images, defects among them")
-    parser.add_argument(
-        "--masks", type=Path, metavar="DIR", help="masks of the same names, class index per pixel: what quality is measured on"
+    add = parser.add_argument
+    add("--list", action="store_true", help="name the architectures with what they expect, and end")
+    add("--arch", metavar="NAME", help="architecture of the checkpoint (see --list)")
+    add("--weights", metavar="FILE", help="weights of a Keras model.json (default: the file of its name beside it)")
+    add("--trust-checkpoint", action="store_true", default=None, help="load a file that runs code of its own when it is loaded")
+    data = parser.add_argument_group("data")
+    data.add_argument("--calibration", metavar="DIR", help="representative images, defects among them")
+    data.add_argument(
+        "--masks", metavar="DIR", help="masks of the same names, class index per pixel: what quality is measured on"
     )
-    parser.add_argument("--classes", metavar="A,B,...", help="class names in index order; none: the architecture's")
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: %(default)s")
-    parser.add_argument(
-        "--max-drop",
-        type=float,
-        default=0.5,
-        metavar="POINTS",
-        help="mean IoU (a gate: accuracy) that INT8 may lose; default: %(default)s",
+    data.add_argument(
+        "--labels", metavar="folders|CSV", help="a classifier's labels: by folders named as classes, or image,class"
     )
-    parser.add_argument(
-        "--recall", type=float, default=0.999, help="share of defective tiles that a gate lets through; default: %(default)s"
-    )
-    parser.add_argument(
-        "--defect-px", type=int, default=16, help="a gate's tile is defective from so many defect pixels on; default: %(default)s"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="threads of one inference; default: one per core")
-    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to make")
-    parser.add_argument("--force", action="store_true", help="replace a bundle that stands there")
-    parser.add_argument("--explain", action="store_true", help="print how the network streams: operator, stride, lag, state")
-    parser.add_argument("--json", action="store_true", help="print the report for machines")
+    network = parser.add_argument_group("network, where neither checkpoint nor architecture says it")
+    network.add_argument("--classes", metavar="A,B,...", help="class names in index order, background or clean steel first")
+    network.add_argument("--clean", metavar="NAME", help="a classifier's class that is no defect (default: the first)")
+    network.add_argument("--tile", metavar="HxW", help="height and width of the network's input")
+    network.add_argument("--strip-tile", metavar="HxW", help="lines and columns of the strip that one tile covers, then resized")
+    network.add_argument("--mean", metavar="M,...", help="grey level 0..255 taken off each channel; as many as the network has")
+    network.add_argument("--deviation", metavar="D,...", help="grey levels that each channel is divided by")
+    network.add_argument("--pixel-threshold", metavar="P", help="sigmoid segmenter: a class is there from this probability on")
+    network.add_argument("--gate-threshold", metavar="P", help="classifier: a tile is defective from this probability on")
+    result = parser.add_argument_group("result")
+    result.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="default: fp32")
+    result.add_argument("--max-drop", metavar="POINTS", help="what it may lose: points of mean IoU, or of recall (default: 0.5)")
+    result.add_argument("--recall", metavar="R", help="share of defective tiles that a gate lets through (default: 0.999)")
+    result.add_argument("--defect-px", metavar="N", help="a tile is defective from so many defect pixels on (default: 16)")
+    result.add_argument("--head", choices=("logits", "probabilities", "mask"), help="what the engine answers (default: logits)")
+    result.add_argument("--qat", metavar="RECIPE", help="fine-tune where INT8 alone loses too much (configs/export/qat.yaml)")
+    result.add_argument("--target", choices=("onnx", "tensorrt"), help="tensorrt also builds the engine, where a GPU is")
+    result.add_argument("--speed-s", metavar="S", help="processor time for measuring speed; 0: none (default: 2)")
+    result.add_argument("--threads", metavar="N", help="threads of one inference (default: one per core)")
+    result.add_argument("--out", metavar="BUNDLE", help="folder to make")
+    result.add_argument("--force", action="store_true", default=None, help="replace a bundle that stands there")
+    add("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="change one value of a recipe")
+    add("--explain", action="store_true", help="print how the network streams: operator, stride, lag, state")
+    add("--json", action="store_true", help="print the report for machines")
     parser.set_defaults(handler=_export)
 
 
-def _export(args: argparse.Namespace) -> int:
-    # torch takes seconds to import: only once this command really runs
-    from edge.errors import ConfigError
-    from export.bundle import Existing
-    from export.checkpoints import read_checkpoint
-    from export.exporter import ExportOptions, export_bundle
-    from export.networks import find_architecture
-    from export.passes.streaming import format_table
-    from export.report import format_text, render_json
-    from export.samples import read_folder
+_GIVEN = (
+    "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "clean", "pixel_threshold", "gate_threshold",
+    "precision", "max_drop", "recall", "defect_px", "head", "qat", "target", "speed_s", "threads", "out", "force",
+)  # fmt: skip
+_LISTS = ("classes", "mean", "deviation")
+_SIZES = ("tile", "strip_tile")
 
+
+def _export(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args.json)
-    missing = [name for name in ("checkpoint", "arch", "calibration", "out") if getattr(args, name) is None]
-    if missing:
-        flags = ", ".join(name.upper() if name == "checkpoint" else f"--{name}" for name in missing)
-        raise ConfigError(f"export: got no {flags}; expected CHECKPOINT --arch NAME --calibration DIR --out BUNDLE")
-    architecture = find_architecture(args.arch)
-    classes = tuple(name.strip() for name in args.classes.split(",")) if args.classes else None
-    options = ExportOptions(
-        precision=args.precision,
-        classes=classes,
-        max_drop=args.max_drop,
-        recall=args.recall,
-        defect_px=args.defect_px,
-        threads=args.threads,
-        existing=Existing.REPLACE if args.force else Existing.KEEP,
-    )
-    checkpoint = read_checkpoint(args.checkpoint)
-    # any value above 0 is a defect to a gate, so the masks of any segmenter serve it
-    mask_classes = 256 if architecture.kind == "classifier" else len(classes or architecture.classes)
-    data = read_folder(args.calibration, args.masks, mask_classes)
-    exported = export_bundle(checkpoint, architecture, data, args.out, options)
+    # torch takes seconds to import: only once this command really runs
+    from export.passes.streaming import format_table
+    from export.report import format_text, render_json
+    from export.run import run_recipe
+
+    recipe = read_arguments(args)
+    exported, notes = run_recipe(recipe)
     if args.json:
         print(render_json(exported.report), end="")
         return 0
     if args.explain:
-        print(
-            format_table(exported.streamed) if exported.streamed else "the network does not stream: it looks at tiles whole",
-            end="\n\n",
-        )
+        print(format_table(exported.streamed) if exported.streamed else f"not streamed: {exported.refused}", end="\n\n")
     print(format_text(exported.report))
-    path = args.out if len(args.out.parts) > 1 else f"./{args.out}"
-    print(
-        f"\nwritten: {path}; in a browser: {path}/report.html; use it: --{'gate' if architecture.reduce > 1 else 'bundle'} {path}"
-    )
+    print("\n".join(["", *_ending(recipe, exported), *notes]))
     return 0
 
 
-def _list(as_json: bool) -> int:
-    from export.networks import ARCHITECTURES
+def read_arguments(args: argparse.Namespace) -> ExportRecipe:
+    """The recipe that the command line makes, on top of the file that it names. Raises ConfigError."""
+    from edge.errors import ConfigError
+    from export.recipe import load_recipe, parse_recipe
 
-    if as_json:
-        listed = [
-            {"name": a.name, "kind": a.kind, "classes": a.classes, "summary": a.summary, "stride": a.stride, "reduce": a.reduce}
-            for a in ARCHITECTURES.values()
-        ]
-        print(json.dumps(listed, indent=1))
-        return 0
-    for architecture in ARCHITECTURES.values():
-        print(
-            f"{architecture.name:<12} {architecture.kind:<11} {architecture.summary}; classes {', '.join(architecture.classes)}"
+    given: dict[str, Any] = {name: getattr(args, name) for name in _GIVEN if getattr(args, name) is not None}
+    for name in _LISTS:
+        if (text := getattr(args, name)) is not None:
+            given[name] = [part.strip() for part in text.split(",")]
+    for name in _SIZES:
+        if (text := getattr(args, name)) is not None:
+            given[name] = text.lower().split("x")
+    if args.checkpoint and args.checkpoint.lower().endswith(RECIPES):
+        return load_recipe(Path(args.checkpoint), args.overrides, given)
+    if args.checkpoint:
+        given["checkpoint"] = args.checkpoint
+    missing = [name for name in ("checkpoint", "arch", "calibration", "out") if name not in given]
+    if missing:
+        flags = ", ".join(name.upper() if name == "checkpoint" else f"--{name}" for name in missing)
+        raise ConfigError(
+            f"export: got no {flags}; expected CHECKPOINT --arch NAME --calibration DIR --out BUNDLE, or RECIPE.yaml"
         )
+    return parse_recipe(given, "export", args.overrides)
+
+
+def _ending(recipe: ExportRecipe, exported: Exported) -> list[str]:
+    path = recipe.out if len(recipe.out.parts) > 1 else f"./{recipe.out}"
+    classifier = exported.bundle.manifest.kind == "classifier"
+    use = "--gate" if classifier and exported.bundle.manifest.gate else "--bundle"
+    return [f"written in {exported.seconds:.0f} s: {path}; in a browser: {path}/report.html; use it: {use} {path}"]
+
+
+def _list(as_json: bool) -> int:
+    from export.networks import ARCHITECTURES, GENERIC_NAMES
+
+    listed = list(ARCHITECTURES.values())
+    if as_json:
+        documents = [
+            {
+                "name": a.name,
+                "kind": a.kind,
+                "framework": a.framework,
+                "classes": a.classes,
+                "activation": a.activation,
+                "tile": a.tile,
+                "reduce": a.reduce,
+                "strip_tile": a.strip_tile,
+                "preparation": [step.model_dump() for step in a.preparation],
+                "summary": a.summary,
+            }
+            for a in listed
+        ]
+        print(json.dumps(documents, indent=1))
+        return 0
+    for a in listed:
+        size = f"{a.tile[0]}x{a.tile[1]}"
+        steps = ", ".join(step.kind for step in a.preparation)
+        print(f"{a.name:<15} {a.kind:<10} {a.framework:<6} {size:>9}  {a.summary}")
+        print(
+            f"{'':<15} classes {', '.join(a.classes) or 'from the checkpoint or --classes'} ({a.activation})"
+            + (f"; each tile first: {steps}" if steps else "")
+        )
+    print(f"and any network of a library: {', '.join(GENERIC_NAMES)}")
     return 0

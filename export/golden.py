@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.bundle import Golden
+from edge.manifest import Manifest
 from edge.sessions import Session
 from export.errors import ExportError
-from export.samples import Image, cells
+from export.samples import Image
+from export.tile_form import cells
 
-SEGMENTER_TILES, GATE_TILES = 8, 16
+SEGMENTER_TILES, CLASSIFIER_TILES = 8, 16
 PATCH = 128
 """Side of a segmenter's stored patches, px: a bundle that weighs kilobytes cannot keep whole tiles and their scores."""
 
@@ -22,28 +25,37 @@ STEP = 5
 CANDIDATES = 200
 
 
-def segmenter_golden(session: Session, images: Sequence[Image], tile: int) -> Golden:
+def segmenter_golden(session: Session, images: Sequence[Image], manifest: Manifest) -> Golden:
     """Golden patches of a segmenter, evenly spread from the cleanest candidate to the most defective one.
 
-    session: the engine; tile: side of its input, px.
+    session: the engine; images: as its tiles get them. manifest: of its input, activation and head.
     """
-    candidates = np.stack([cell for cell, _ in zip(cells(images, min(PATCH, tile)), range(CANDIDATES), strict=False)])
+    size = manifest.input
+    side = min(PATCH, size.tile_height, size.tile_width)
+    cut = (cell for image in images for cell in cells(image, side, side))
+    candidates = np.stack(list(itertools.islice(cut, CANDIDATES)))
     asked = Golden(candidates, np.zeros((0, 0), np.float16), np.zeros(0, np.uint8), STEP)
-    labels = [asked.answer(session.infer(batch))[1] for batch in np.array_split(asked.tiles(tile, tile), len(candidates))]
+    labels = [
+        asked.answer(session.infer(batch), manifest.activation, manifest.head)[1]
+        for batch in np.array_split(asked.tiles(size.tile_height, size.tile_width), len(candidates))
+    ]
     shares = np.array([(label > 0).mean() for label in labels])
-    return _ask(session, candidates[_spread(shares, SEGMENTER_TILES)], tile, STEP)
+    return _ask(session, candidates[_spread(shares, SEGMENTER_TILES)], manifest, STEP)
 
 
-def gate_golden(session: Session, tiles: npt.NDArray[np.uint8]) -> Golden:
-    """Golden tiles of a gate, evenly spread over its scores. tiles: (n, 1, side, side) uint8 as the gate gets them."""
+def classifier_golden(session: Session, tiles: npt.NDArray[np.uint8], manifest: Manifest) -> Golden:
+    """Golden tiles of a classifier, evenly spread over its scores. tiles: (n, 1, height, width) uint8 as it gets them."""
     candidates = tiles[np.linspace(0, len(tiles) - 1, min(len(tiles), CANDIDATES)).astype(np.intp), 0]
-    scores = session.infer(np.ascontiguousarray(candidates[:, None]))[:, 0].copy()
-    return _ask(session, candidates[_spread(scores, GATE_TILES)], tiles.shape[2], 1)
+    scores = session.infer(np.ascontiguousarray(candidates[:, None]))
+    # of several logits the first one is clean steel's: a sure one last
+    order = scores[:, 0] if scores.shape[1] == 1 else -scores[:, 0]
+    return _ask(session, candidates[_spread(order.copy(), CLASSIFIER_TILES)], manifest, 1)
 
 
-def _ask(session: Session, patches: npt.NDArray[np.uint8], tile: int, step: int) -> Golden:
+def _ask(session: Session, patches: npt.NDArray[np.uint8], manifest: Manifest, step: int) -> Golden:
     asked = Golden(patches, np.zeros((0, 0), np.float16), np.zeros(0, np.uint8), step)
-    sampled, labels = asked.answer(session.infer(asked.tiles(tile, tile)))
+    tiles = asked.tiles(manifest.input.tile_height, manifest.input.tile_width)
+    sampled, labels, _ = asked.answer(session.infer(tiles), manifest.activation, manifest.head)
     if not np.isfinite(sampled).all():
         raise ExportError("the engine answers golden tiles with values that are no finite numbers; expected trained weights")
     # float16 keeps 11 bits, 0.05 % of a score: far inside what a station tolerates

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from edge.manifest import HaloShare
+from edge.scores import classify
 from edge.sessions import Session
+from export.quality import Reading
 from export.radius import Reach
 from export.samples import Image, mosaic
 
@@ -39,16 +41,17 @@ class HaloMeasurement:
     pixels: int
 
 
-def measure_halos(session: Session, images: Sequence[Image], reach: Reach, core: int) -> HaloMeasurement:
+def measure_halos(session: Session, images: Sequence[Image], reading: Reading, core: int) -> HaloMeasurement:
     """Compare crops of `core` + 2 halo px with one inference over a whole mosaic of the images, for every multiple of the stride.
 
     session: takes any height and width that are multiples of the stride. core: side of a crop's core, px.
     """
+    reach = reading.reach
     strip = mosaic(images, CELL, CELLS)
     lines, columns = strip.shape
     # whole cores, and the full halo around them: every crop then lies inside
     padded = np.pad(strip, [(reach.halo, reach.halo + -side % core) for side in strip.shape], mode="reflect")
-    whole = _classes(session, padded[None])[0]
+    whole = _classes(session, padded[None], reading)[0]
     shares = []
     for halo in tqdm(range(0, reach.halo + 1, reach.stride), desc="halos", leave=False, disable=None):
         changed = 0
@@ -57,7 +60,7 @@ def measure_halos(session: Session, images: Sequence[Image], reach: Reach, core:
             batch = places[start : start + CROPS_AT_ONCE]
             first, side = reach.halo - halo, core + 2 * halo
             crops = np.stack([padded[first + row :, first + column :][:side, :side] for row, column in batch])
-            for (row, column), classes in zip(batch, _classes(session, crops), strict=True):
+            for (row, column), classes in zip(batch, _classes(session, crops, reading), strict=True):
                 height, width = min(core, lines - row), min(core, columns - column)
                 expected = whole[reach.halo + row :, reach.halo + column :][:height, :width]
                 changed += int(np.count_nonzero(classes[halo:, halo:][:height, :width] != expected))
@@ -77,6 +80,6 @@ def choose_halo(shares: Sequence[HaloShare], reach: Reach, pixels: int) -> int:
     return chosen
 
 
-def _classes(session: Session, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _classes(session: Session, images: npt.NDArray[np.uint8], reading: Reading) -> list[npt.NDArray[np.uint8]]:
     scores = session.infer(np.ascontiguousarray(images[:, None]))
-    return np.asarray(scores.argmax(axis=1), np.uint8)
+    return [classify(of_one, reading.activation, level=reading.pixel_threshold)[0] for of_one in scores]

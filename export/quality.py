@@ -1,4 +1,4 @@
-"""What an engine is worth on labelled images: mean IoU of a segmenter, accuracy and clean tiles let through of a gate."""
+"""What an engine is worth on labelled images: mean IoU of a segmenter, recall and clean tiles let through of a classifier."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from calibration.thresholds import ClassThreshold, ThresholdSearch, gate_threshold
+from calibration.thresholds import ClassThreshold, ThresholdSearch, gate_threshold, threshold_at
 from edge.evaluation import ClassifierFigures, Confusion, classifier_figures
 from edge.manifest import GateThreshold
-from edge.scores import classify, gate_scores
+from edge.scores import Activation, classify, gate_scores
 from edge.sessions import Scores, Session
 from export.radius import Reach
 from export.samples import Image, Labelled, reflect
@@ -48,22 +48,49 @@ class SegmenterQuality:
 
 
 @dataclass(frozen=True, slots=True)
-class GateQuality:
-    """Measured over tiles: figures at an even chance, and the threshold at the stated recall."""
+class ClassifierQuality:
+    """Measured over tiles: figures and confusion by the most probable class, and the threshold on the defect's probability.
+
+    threshold: None where the classes alone decide. passed: share of defective, and of clean tiles at or above `held_at`,
+    the threshold that the float engine was given.
+    """
 
     figures: ClassifierFigures
-    threshold: GateThreshold
+    threshold: GateThreshold | None
+    passed: tuple[float, float]
     defective: int
     clean: int
 
     @property
     def judged(self) -> float:
-        """What a loss is counted in: accuracy at an even chance, 0 to 1. Recall is kept by the threshold's choice."""
-        return self.figures.accuracy
+        """What a loss is counted in, 0 to 1.
+
+        With a threshold Youden's J there, recall minus the share of clean tiles let through: an engine that keeps its
+        recall by letting everything through has lost it too. Source: Youden, Cancer 3 (1950) 32. Without one, accuracy.
+        """
+        return self.passed[0] - self.passed[1] if self.threshold else self.figures.accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a segmenter's scores of an image are read.
+
+    reach: the margin that an image is reflected by, and the multiple that its size becomes; (1, 0) for ready-made tiles.
+    """
+
+    classes: Sequence[str]
+    activation: Activation
+    pixel_threshold: float
+    reach: Reach
+
+    def masks(self, session: Session, image: Image) -> tuple[Image, Image]:
+        """Class and confidence of every pixel of an image, both (h, w) uint8."""
+        scores = np.ascontiguousarray(predict(session, image, self.reach))
+        return classify(scores, self.activation, level=self.pixel_threshold)
 
 
 def predict(session: Session, image: Image, reach: Reach) -> Scores:
-    """Scores (classes, h, w) of a whole image, reflected at its four sides as dense inspection does."""
+    """Scores (channels, h, w) of a whole image, reflected at its four sides as dense inspection does."""
     padded = reflect(image, reach.halo, reach.stride)
     lines, columns = image.shape
     scores: Scores = session.infer(padded[None, None])[0]
@@ -71,13 +98,13 @@ def predict(session: Session, image: Image, reach: Reach) -> Scores:
 
 
 def measure_segmenter(
-    session: Session, validation: Sequence[Labelled], classes: Sequence[str], reach: Reach, what: str = "validation"
+    session: Session, validation: Sequence[Labelled], reading: Reading, what: str = "validation"
 ) -> SegmenterQuality:
     """Run a segmenter over labelled images. Raises RustEdgeError where a mask holds other classes."""
-    confusion, search = Confusion(classes), ThresholdSearch(classes)
+    confusion, search = Confusion(reading.classes), ThresholdSearch(reading.classes)
     worst: list[tuple[float, int, WorstImage]] = []
     for index, (image, truth) in enumerate(tqdm(validation, desc=what, leave=False, disable=None)):
-        mask, confidence = classify(np.ascontiguousarray(predict(session, image, reach)), "softmax")
+        mask, confidence = reading.masks(session, image)
         confusion.add(truth, mask)
         search.add(truth, mask, confidence)
         wrong = float((mask != truth).mean())
@@ -88,27 +115,69 @@ def measure_segmenter(
     return SegmenterQuality(confusion, search.choose(), ordered)
 
 
-def own_masks(session: Session, images: Sequence[Image], reach: Reach) -> list[Labelled]:
+def own_masks(session: Session, images: Sequence[Image], reading: Reading) -> list[Labelled]:
     """Images with an engine's own masks as the truth: what a loss is measured against where nobody has labelled any."""
-    return [(image, classify(np.ascontiguousarray(predict(session, image, reach)), "softmax")[0]) for image in images]
+    return [(image, reading.masks(session, image)[0]) for image in images]
 
 
-def measure_gate(
-    session: Session, tiles: npt.NDArray[np.uint8], defective: npt.NDArray[np.bool_], classes: Sequence[str], recall: float
-) -> GateQuality:
-    """Run a gate over labelled tiles, (n, 1, h, w) uint8 and (n,). Raises RustEdgeError where a kind of tile is missing."""
-    scores = np.concatenate([gate_scores(part, "sigmoid") for part in gate_logits(session, tiles)])
-    confusion = Confusion(classes)
-    confusion.add(defective.astype(np.int64), (scores >= 0.5).astype(np.int64))
-    return GateQuality(
+@dataclass(frozen=True, slots=True)
+class ClassifierReading:
+    """How a classifier's logits are judged.
+
+    fixed: the threshold that its system has; None: chosen at `recall` for a gate. gate: whether there is a threshold at all.
+    """
+
+    classes: Sequence[str]
+    activation: Activation
+    recall: float
+    fixed: float | None
+    gate: bool
+
+
+def measure_classifier(
+    session: Session,
+    tiles: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.intp],
+    reading: ClassifierReading,
+    held_at: float | None = None,
+) -> ClassifierQuality:
+    """Run a classifier over labelled tiles, (n, 1, h, w) uint8 and their class indices (n,).
+
+    held_at: threshold at which to compare with the float engine; None: this engine's own.
+    Raises RustEdgeError where a gate's tiles are all defective or all clean.
+    """
+    logits = np.concatenate(list(classifier_logits(session, tiles)))
+    scores = gate_scores(logits, reading.activation)
+    defective = labels > 0
+    threshold = None
+    if reading.gate and reading.fixed is None:
+        threshold = gate_threshold(scores, defective, reading.recall)
+    elif reading.gate and reading.fixed is not None:
+        threshold = threshold_at(scores, defective, reading.fixed)
+    confusion = Confusion(reading.classes)
+    confusion.add(labels, _decided(logits, reading.activation))
+    held = held_at if held_at is not None else threshold.score if threshold else 0.5
+    return ClassifierQuality(
         figures=classifier_figures(confusion),
-        threshold=gate_threshold(scores, defective, recall),
+        threshold=threshold,
+        passed=(_share(scores[defective] >= held), _share(scores[~defective] >= held)),
         defective=int(defective.sum()),
         clean=int((~defective).sum()),
     )
 
 
-def gate_logits(session: Session, tiles: npt.NDArray[np.uint8]) -> Iterator[Scores]:
-    """Logits of tiles in batches, (n, 1) float32 each."""
+def classifier_logits(session: Session, tiles: npt.NDArray[np.uint8]) -> Iterator[Scores]:
+    """Logits of tiles in batches, (n, channels) float32 each."""
     for start in range(0, len(tiles), TILES_AT_ONCE):
         yield session.infer(tiles[start : start + TILES_AT_ONCE]).copy()
+
+
+def _decided(logits: Scores, activation: Activation) -> npt.NDArray[np.intp]:
+    """The most probable class; where clean steel has no logit, clean below an even chance."""
+    if activation == "sigmoid":
+        logits = np.concatenate([np.zeros_like(logits[:, :1]), logits], axis=1)
+    return np.asarray(logits.argmax(axis=1), np.intp)
+
+
+def _share(flags: npt.NDArray[np.bool_]) -> float:
+    return float(flags.mean()) if flags.size else 0.0

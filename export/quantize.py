@@ -1,17 +1,19 @@
 """INT8 as explicit Q/DQ nodes: the one file that TensorRT 8.6 to 11, ONNX Runtime and OpenVINO all read.
 
 Symmetric int8 with zero point 0, one scale per activation, one per output channel of a weight; biases stay float, rounded to
-what an int32 bias could hold. Tensors that operators hand on unchanged (MaxPool, nearest Resize, Concat, DepthToSpace) share one
-scale, so that such an operator between DQ and Q is an operator on integers. Every quantized convolution has exactly one Q at its
-output, after the ReLU where there is one: ONNX Runtime's integer convolution needs it. Each consumer gets a DQ of its own.
-Convolutions with no other convolution behind them (the head), and what follows them, stay float.
+what an int32 bias could hold. Quantized are the layers with weights (convolutions of all kinds, dense layers) and the additions
+between them. Tensors that operators hand on unchanged (MaxPool, nearest Resize, Concat, Flatten) share one scale, so that such an
+operator between DQ and Q is an operator on integers. Every quantized layer has exactly one Q at its output, after the ReLU or
+Clip where there is one: ONNX Runtime's integer kernels need it. Each consumer gets a DQ of its own. Averages, sigmoids and the
+like stay float between DQ and Q, as does a squeeze and excitation, whose layers work on a few numbers per tile; so do layers with
+no other layer behind them (the head), and what follows them.
 
 Source: TensorRT developer guide, "Working with Quantized Types", Q/DQ placement; onnx-tensorrt 8.6, QuantDequantLinearHelper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +21,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from calibration.activations import ActivationRange
-from edge.sessions.graph_values import GraphValues, is_nearest_resize
+from edge.sessions.graph_values import GraphValues, data_inputs, moves_values
 from export.errors import ExportError
+from export.passes.lint import quantization_findings
 
 _INT8_MAX = 127
 _WEIGHT_MAX_SIGNED_INPUT = 64
@@ -32,12 +35,17 @@ _LARGEST_BIAS = 2**30
 its bias does not fit (a channel that batch normalisation has all but switched off)."""
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Below a normal float32 is nothing but zeros, which are exact at any scale."""
-_OPSETS = (13, 17)
-"""Per-channel scales came with opset 13; TensorRT 8.6 reads up to 17."""
-_INTEGER_OPERATORS = frozenset({"ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
-_MOVES_INTEGERS = frozenset({"Concat", "Slice", "Identity"})
-"""What TensorRT has for int8 tensors outside Q/DQ; a streaming engine's state passes through them."""
-_MOVES_VALUES = frozenset({"MaxPool", "Concat", "DepthToSpace", "Identity"})
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PLAIN: Mapping[str, Mapping[str, float]] = {"ConvTranspose": {"group": 1}, "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0}}
+"""Attributes with which int8 layers are known to every backend."""
+_LIMITS = frozenset({"Relu", "Clip"})
+"""Activations that saturate, as an integer does: the Q goes behind them, and they cost nothing."""
+_AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean", "Resize"})
+"""Computed from int8 where an int8 layer follows: TensorRT then runs them on integers."""
+_GLOBAL_POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax"})
+_LARGEST_RATIO = 2.0
+"""Tensors joined by a Concat share the widest's scale, one that is used elsewhere only while it loses no more than a bit by it:
+in a nest of skips every tensor would have the scale of the widest. Beyond that it is quantized once more for the Concat."""
 
 
 def tensors_to_observe(model: onnx.ModelProto, float_layers: Collection[str] = ()) -> tuple[str, ...]:
@@ -47,7 +55,7 @@ def tensors_to_observe(model: onnx.ModelProto, float_layers: Collection[str] = (
 
 
 def quantizable_layers(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Names of the convolutions and additions that `quantize` quantizes, in graph order: what may be named as a float layer."""
+    """Names of the layers and additions that `quantize` quantizes, in graph order: what may be named as a float layer."""
     plan = _Plan(model, frozenset())
     return tuple(node.name for node in model.graph.node if node.name in plan.quantized)
 
@@ -59,11 +67,11 @@ def quantize(
 
     model: opset 13 to 17, batch normalisation folded, every node named.
     ranges: by tensor name, of the activations that `tensors_to_observe` names.
-    float_layers: names of convolutions and additions that stay float.
+    float_layers: names of layers with weights and of additions that stay float.
     Raises ExportError for a missing range, an unknown float layer, a graph with nothing to quantize.
     """
     plan = _Plan(model, frozenset(float_layers))
-    scales = plan.scales(ranges)
+    scales = plan.join(ranges)
     signed = plan.signed_groups()
     made: dict[str, TensorProto] = {}
     nodes: list[NodeProto] = []
@@ -82,26 +90,40 @@ def quantize(
             return []
         return [_node("QuantizeLinear", [tensor, *scale_and_zero(tensor)], f"{tensor}/int8", f"{tensor}/quantize")]
 
+    def requantized(tensor: str, wider: str, reader: str) -> list[NodeProto]:
+        """A tensor at another's scale. OpenVINO 2026.4 computes a Concat of tensors with different scales wrongly."""
+        narrow, again = f"{tensor}/at/{reader}", f"{tensor}/int8/at/{reader}"
+        return [
+            _node("DequantizeLinear", [f"{tensor}/int8", *scale_and_zero(tensor)], narrow, f"{narrow}/dequantize"),
+            _node("QuantizeLinear", [narrow, *scale_and_zero(wider)], again, f"{narrow}/quantize"),
+        ]
+
     for node in model.graph.node:
         copied = NodeProto()
         copied.CopyFrom(node)
-        for index, name in enumerate(node.input):
+        for name in dict.fromkeys(node.input):
             if name in plan.integers:
-                copied.input[index] = f"{name}/for/{node.name}"
-                inputs = [f"{name}/int8", *scale_and_zero(name)]
-                nodes.append(_node("DequantizeLinear", inputs, copied.input[index], f"{copied.input[index]}/dequantize"))
-        if node.op_type == "Conv" and node.name in plan.quantized:
+                held, at = f"{name}/int8", name
+                if node.op_type == "Concat" and (output := node.output[0]) in scales and scales[output] != scales[name]:
+                    nodes += requantized(name, output, node.name)
+                    held, at = nodes[-1].output[0], output
+                dequantized = f"{name}/for/{node.name}"
+                copied.input[:] = [dequantized if given == name else given for given in copied.input]
+                inputs = [held, *scale_and_zero(at)]
+                nodes.append(_node("DequantizeLinear", inputs, dequantized, f"{dequantized}/dequantize"))
+        if node.op_type in _WEIGHTED and node.name in plan.quantized:
             weight = plan.values.constants[node.input[1]].astype(np.float32)
             bias = plan.values.constants[node.input[2]].astype(np.float32) if len(node.input) > 2 else None
             largest = _WEIGHT_MAX_SIGNED_INPUT if plan.root(node.input[0]) in signed else _INT8_MAX
-            integers, weight_scale = quantize_weight(weight, largest, scales[node.input[0]], bias)
+            axis = weight_axis(node)
+            integers, weight_scale = quantize_weight(weight, largest, scales[node.input[0]], bias, axis)
             inputs = [
                 constant(f"{node.name}/weight/int8", integers),
                 constant(f"{node.name}/weight/scale", weight_scale),
                 constant(f"{node.name}/weight/zero", np.zeros(weight_scale.shape, np.int8)),
             ]
             copied.input[1] = f"{node.name}/weight"
-            nodes.append(_node("DequantizeLinear", inputs, copied.input[1], f"{node.name}/weight/dequantize", axis=0))
+            nodes.append(_node("DequantizeLinear", inputs, copied.input[1], f"{node.name}/weight/dequantize", axis=axis))
             if bias is not None:
                 copied.input[2] = constant(f"{node.name}/bias", round_bias(bias, scales[node.input[0]], weight_scale))
         nodes.append(copied)
@@ -118,21 +140,33 @@ def quantize(
     return result
 
 
+def weight_axis(node: NodeProto) -> int:
+    """Axis of a layer's weight that counts output channels: the one with a scale each."""
+    if node.op_type == "Gemm":
+        return 0 if _attribute(node, "transB", 0) else 1
+    return 0 if node.op_type == "Conv" else 1
+
+
 def quantize_weight(
-    weight: npt.NDArray[np.float32], largest: int, input_scale: float, bias: npt.NDArray[np.float32] | None = None
+    weight: npt.NDArray[np.float32],
+    largest: int,
+    input_scale: float,
+    bias: npt.NDArray[np.float32] | None = None,
+    axis: int = 0,
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     """Symmetric int8 weights per output channel: (integers of the weight's shape within +-largest, scales (channels,)).
 
-    A scale is |w|max / largest, but never so small that the channel's bias in accumulator units, bias / (input_scale * scale),
-    leaves its half of the int32.
+    axis: counts output channels. A scale is |w|max / largest, but never so small that the channel's bias in accumulator units,
+    bias / (input_scale * scale), leaves its half of the int32.
     """
-    channels = weight.reshape(weight.shape[0], -1).astype(np.float64)
+    by_channel = np.moveaxis(weight, axis, 0)
+    channels = by_channel.reshape(len(by_channel), -1).astype(np.float64)
     scale = np.abs(channels).max(axis=1) / largest
     if bias is not None:
         scale = np.maximum(scale, np.abs(bias.astype(np.float64)) / (input_scale * _LARGEST_BIAS))
     scale = np.where(scale >= _SMALLEST_SCALE, scale, 1.0).astype(np.float32)
     integers = np.clip(np.rint(channels / scale[:, None].astype(np.float64)), -largest, largest)
-    return integers.astype(np.int8).reshape(weight.shape), scale
+    return np.ascontiguousarray(np.moveaxis(integers.astype(np.int8).reshape(by_channel.shape), 0, axis)), scale
 
 
 def round_bias(
@@ -149,7 +183,7 @@ def round_bias(
 class _Plan:
     """Which tensors of a float graph become int8, which of them share a scale, and where the Qs take them from.
 
-    quantized: names of the convolutions and additions between DQ and Q.
+    quantized: names of the layers and additions between DQ and Q.
     integers: tensors that get a Q.
     sources: tensors of `integers` whose own range matters; the others only hand values on.
     """
@@ -158,6 +192,7 @@ class _Plan:
         nodes = list(model.graph.node)
         _check_names(nodes, float_layers)
         self.values = GraphValues.of(model)
+        self._nodes = nodes
         self._consumers: dict[str, list[NodeProto]] = {}
         for node in nodes:
             for name in node.input:
@@ -168,14 +203,19 @@ class _Plan:
         self.quantized: set[str] = set()
         self.integers: set[str] = set()
         self.sources: set[str] = set()
-        for node in self._convolutions_before_others(nodes):
+        for node in self._layers_before_others():
             if node.name not in float_layers:
                 self.quantized.add(node.name)
                 self._need(node.input[0])
                 self._need(self._end(node))
+        for node in nodes:  # an addition of int8 tensors is one on integers, whatever reads it
+            if node.op_type == "Add" and all(name in self.integers for name in node.input):
+                self._need(self._end(node))
         if not self.quantized:
-            raise ExportError("got an engine without any convolution to quantize, expected at least one before the head")
-        self._join(nodes)
+            raise ExportError("got an engine without any layer to quantize, expected at least one before the head")
+        for node in nodes:
+            if self._moves_integers(node) and node.output[0] not in self._outputs:
+                self.integers.add(node.output[0])
 
     def root(self, tensor: str) -> str:
         """Name of the tensor that stands for all those sharing its scale."""
@@ -183,60 +223,128 @@ class _Plan:
             tensor = self._parent[tensor]
         return tensor
 
-    def scales(self, ranges: Mapping[str, ActivationRange]) -> dict[str, float]:
-        """Scale of every int8 tensor: the largest limit among those that share it, / 127; an image's own step."""
+    def join(self, ranges: Mapping[str, ActivationRange]) -> dict[str, float]:
+        """Gives tensors that share a scale one root, and every int8 tensor its scale: the largest limit among them / 127."""
         images = {name: values for name in self.sources if (values := self.values.pixel_values(name)) is not None}
         missing = sorted(name for name in self.sources if name not in ranges and name not in images)
         if missing:
             raise ExportError(f"got no activation range for {', '.join(missing)}; calibrate with the same engine")
+        limits = {s: float(np.abs(images[s]).max()) if s in images else ranges[s].limit for s in self.sources}
+        moving = [node for node in self._nodes if self._moves_integers(node)]
+        for node in moving:
+            if node.op_type != "Concat":
+                self._share(limits, node.output[0], node.input[0])
+        joined = -1
+        while joined != (joined := len({self.root(tensor) for tensor in self.integers})):
+            for node in moving:
+                if node.op_type == "Concat":
+                    self._join_operands(limits, node)
         members: dict[str, list[str]] = {}
-        for source in sorted(self.sources):
+        for source in self.sources:
             members.setdefault(self.root(source), []).append(source)
         scale: dict[str, float] = {}
-        for group, sources in members.items():
-            if len(sources) == 1 and sources[0] in images:
-                scale[group] = _image_step(images[sources[0]])
-                continue
-            limit = max(float(np.abs(images[s]).max()) if s in images else ranges[s].limit for s in sources)
-            scale[group] = limit / _INT8_MAX if limit / _INT8_MAX >= _SMALLEST_SCALE else 1.0
+        for group in {self.root(tensor) for tensor in self.integers}:
+            if len(only := members.get(group, [])) == 1 and only[0] in images:
+                scale[group] = _image_step(images[only[0]])
+            else:
+                scale[group] = limit if (limit := limits[group] / _INT8_MAX) >= _SMALLEST_SCALE else 1.0
         return {tensor: float(np.float32(scale[self.root(tensor)])) for tensor in self.integers}
 
     def signed_groups(self) -> set[str]:
         """Roots of the groups of which the graph does not tell that they have no values below 0."""
-        return {self.root(source) for source in self.sources if not self.values.non_negative(source)}
+        return {self.root(tensor) for tensor in self.integers if not self.values.non_negative(tensor)}
 
-    def _convolutions_before_others(self, nodes: Iterable[NodeProto]) -> list[NodeProto]:
-        """Convolutions with constant weights that have another convolution behind them."""
-        feeds_convolution: set[str] = set()
+    def _share(self, limits: dict[str, float], tensor: str, other: str) -> None:
+        """Puts two tensors into one group. limits: by root, brought up to date."""
+        one, another = self.root(tensor), self.root(other)
+        self._parent[one] = another
+        limits[another] = max(limits.get(one, 0.0), limits.get(another, 0.0))
+
+    def _join_operands(self, limits: dict[str, float], node: NodeProto) -> None:
+        """The Concat's output takes the widest operand's scale, and so do operands that lose little or are nothing else's."""
+        widest = max(limits.get(self.root(name), 0.0) for name in (*node.input, node.output[0]))
+        for name in node.input:
+            limit = limits.get(self.root(name), 0.0)
+            if limit == widest or limit * _LARGEST_RATIO >= widest or len(self._consumers[name]) == 1:
+                self._share(limits, node.output[0], name)
+        limits[self.root(node.output[0])] = widest
+
+    def _layers_before_others(self) -> list[NodeProto]:
+        """Layers with constant weights that have another one behind them and are no squeeze's."""
+        feeds_layer: set[str] = set()
         found = []
-        for node in reversed(list(nodes)):
-            feeds = bool(feeds_convolution.intersection(node.output))
-            if node.op_type == "Conv" and feeds and all(name in self.values.constants for name in node.input[1:]):
+        excitations = self._excitations()
+        for node in reversed(self._nodes):
+            feeds = bool(feeds_layer.intersection(node.output))
+            if feeds and node.name not in excitations and self._is_layer(node):
                 found.append(node)
-            if feeds or node.op_type in ("Conv", "ConvTranspose"):
-                feeds_convolution.update(node.input)
+            if feeds or node.op_type in _WEIGHTED:
+                feeds_layer.update(node.input)
         return found[::-1]
 
+    def _is_layer(self, node: NodeProto) -> bool:
+        """Whether it is one that backends have for int8: constant weights, no transposed or scaled operands."""
+        if node.op_type not in _WEIGHTED or any(name not in self.values.constants for name in node.input[1:] if name):
+            return False
+        dense = node.op_type in ("Gemm", "MatMul")
+        if dense and self.values.constants[node.input[1]].ndim != 2:
+            return False
+        return all(_attribute(node, name, value) == value for name, value in _PLAIN.get(node.op_type, {}).items())
+
+    def _excitations(self) -> set[str]:
+        """Names of the layers between a global pool and the Mul by which what it pooled weighs the channels."""
+        found: set[str] = set()
+        for node in self._nodes:
+            if node.op_type == "Mul":
+                for name in node.input:
+                    found |= self._pooled_layers(name)
+        return found
+
+    def _pooled_layers(self, tensor: str) -> set[str]:
+        """Names of the layers between a global pool and this tensor, which depends on nothing else; none where it does."""
+        layers: set[str] = set()
+        waiting, seen = [tensor], {tensor}
+        while waiting:
+            node = self.values.producers.get(waiting.pop())
+            if node is None:
+                return set()
+            if node.op_type in _GLOBAL_POOLS:
+                continue
+            if node.op_type in _WEIGHTED:
+                layers.add(node.name)
+            behind = {name for name in node.input if name and name not in self.values.constants} - seen
+            seen |= behind
+            waiting += sorted(behind)
+        return layers
+
     def _end(self, node: NodeProto) -> str:
-        """The tensor that a convolution's Q takes: its output, or that of the ReLU that alone follows."""
+        """The tensor that a layer's Q takes: its output, or that of the bias and the ReLU or Clip that alone follow."""
         output = str(node.output[0])
-        users = self._consumers.get(output, [])
-        if len(users) == 1 and users[0].op_type == "Relu" and output not in self._outputs:
-            return str(users[0].output[0])
+        if node.op_type == "MatMul" and (add := self._only_user(output)) is not None and add.op_type == "Add":
+            output = str(add.output[0]) if any(name in self.values.constants for name in add.input) else output
+        limit = self._only_user(output)
+        if limit is not None and limit.op_type in _LIMITS and all(n in self.values.constants for n in limit.input[1:] if n):
+            return str(limit.output[0])
         return output
 
+    def _only_user(self, tensor: str) -> NodeProto | None:
+        users = self._consumers.get(tensor, [])
+        return users[0] if len(users) == 1 and tensor not in self._outputs else None
+
     def _need(self, tensor: str) -> None:
-        """Marks a tensor as int8, and those that it is handed on or added from."""
+        """Marks a tensor as int8, and those that it is handed on, averaged or added from."""
         if tensor in self.integers:
             return
         self.integers.add(tensor)
         node = self.values.producers.get(tensor)
         if node is not None and self._moves_values(node):
-            for name in _data_inputs(node):
+            for name in data_inputs(node):
                 self._need(name)
             return
         self.sources.add(tensor)
-        if node is not None and node.op_type == "Relu":
+        if node is not None and node.op_type in _AVERAGES:
+            self._need(node.input[0])
+        if node is not None and node.op_type in _LIMITS:
             node = self.values.producers.get(node.input[0])
         if node is None or node.op_type != "Add" or node.name in self._float_layers or self._end(node) != tensor:
             return
@@ -245,24 +353,11 @@ class _Plan:
             for name in node.input:
                 self._need(name)
 
-    def _join(self, nodes: Iterable[NodeProto]) -> None:
-        """Takes in what an operator only hands on from int8 tensors, and gives both ends one scale."""
-        for node in nodes:
-            if not self._moves_values(node) or not all(name in self.integers for name in _data_inputs(node)):
-                continue
-            if node.output[0] not in self._outputs:
-                self.integers.add(node.output[0])
-            for name in _data_inputs(node):
-                self._parent[self.root(node.output[0])] = self.root(name)
+    def _moves_integers(self, node: NodeProto) -> bool:
+        return self._moves_values(node) and all(name in self.integers for name in data_inputs(node))
 
     def _moves_values(self, node: NodeProto) -> bool:
-        if node.op_type not in _MOVES_VALUES and not is_nearest_resize(node):
-            return False
-        return len(node.output) == 1 and not any(name in self.values.constants for name in _data_inputs(node))
-
-
-def _data_inputs(node: NodeProto) -> list[str]:
-    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
+        return moves_values(node) and not any(name in self.values.constants for name in data_inputs(node))
 
 
 def verify_qdq(model: onnx.ModelProto) -> None:
@@ -270,65 +365,11 @@ def verify_qdq(model: onnx.ModelProto) -> None:
 
     TensorRT's parser takes some of it for a warning, uint8 for int8 among them, and computes something else: so this decides.
     """
-    faults = list(_faults(model))
+    faults = [str(finding) for finding in quantization_findings(model)]
+    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        faults.append("no QuantizeLinear, expected quantized activations")
     if faults:
         raise ExportError(f"engine is no explicit Q/DQ file for TensorRT: {'; '.join(faults)}; export it again with quantize()")
-
-
-def _faults(model: onnx.ModelProto) -> Iterator[str]:
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if not _OPSETS[0] <= opset <= _OPSETS[1]:
-        yield f"opset {opset}, expected {_OPSETS[0]} to {_OPSETS[1]}"
-    values = GraphValues.of(model)
-    integers = {i.name for i in model.graph.input if i.type.tensor_type.elem_type == TensorProto.INT8}
-    if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):
-        yield "no QuantizeLinear, expected quantized activations"
-    for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear"):
-            yield f"{node.name} is {node.op_type}, expected float operators between DequantizeLinear and QuantizeLinear"
-        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            yield from _quantizer_faults(node, values, integers)
-        elif integers.intersection(node.input):
-            if node.op_type not in _MOVES_INTEGERS:
-                yield f"{node.name} is {node.op_type} on int8, expected one of {', '.join(sorted(_MOVES_INTEGERS))}"
-            integers.update(node.output)
-        elif node.op_type == "Conv":
-            yield from _convolution_faults(node, values)
-
-
-def _quantizer_faults(node: NodeProto, values: GraphValues, integers: set[str]) -> Iterator[str]:
-    """Of a Q or DQ: its integers int8 around an explicit zero, its scales constant, positive, and on axis 0 where several."""
-    weight = values.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-    scale = values.constants.get(node.input[1])
-    zero = values.constants.get(node.input[2]) if len(node.input) > 2 else None
-    if node.op_type == "QuantizeLinear":
-        integers.add(node.output[0])
-    elif weight is None and node.input[0] not in integers:
-        yield f"{node.name} takes a tensor that is not int8"
-    if weight is not None and weight.dtype != np.int8:
-        yield f"{node.name} has {weight.dtype} constants, expected int8 weights and float biases"
-    if zero is None or zero.dtype != np.int8 or np.any(zero.astype(np.int64)):
-        got = "none" if zero is None else f"{zero.dtype} {', '.join(str(z) for z in np.unique(zero.astype(np.int64))[:4])}"
-        yield f"{node.name} has zero point {got}, expected a constant int8 0"
-    if scale is None or scale.dtype != np.float32 or not np.all(np.isfinite(s := scale.astype(np.float64)) & (s > 0.0)):
-        yield f"{node.name} has a scale that is not constant, float32 and positive"
-        return
-    if zero is not None and zero.size != scale.size:
-        yield f"{node.name} has {scale.size} scales and {zero.size} zero points"
-    axis = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "axis"), 1)
-    if weight is None and scale.size != 1:
-        yield f"{node.name} has {scale.size} scales for an activation, expected one"
-    elif weight is not None and (scale.shape != weight.shape[:1] or axis != 0):
-        yield f"{node.name} has {scale.size} scales on axis {axis} for a weight {weight.shape}, expected one a channel on axis 0"
-
-
-def _convolution_faults(node: NodeProto, values: GraphValues) -> Iterator[str]:
-    """A convolution has int8 input and weights with a float bias, or none of it is int8."""
-    is_dq = [name in values.producers and values.producers[name].op_type == "DequantizeLinear" for name in node.input]
-    if is_dq[1] and not is_dq[0]:
-        yield f"{node.name} has int8 weights and a float input, expected both or neither"
-    if len(is_dq) > 2 and is_dq[2]:
-        yield f"{node.name} has a quantized bias, expected a float one"
 
 
 def _image_step(values: npt.NDArray[np.float32]) -> float:
@@ -343,9 +384,13 @@ def _check_names(nodes: Iterable[NodeProto], float_layers: frozenset[str]) -> No
     names = [node.name for node in nodes]
     if "" in names or len(set(names)) != len(names):
         raise ExportError("got nodes without a name or with the same one, expected a name of its own for every node")
-    unknown = float_layers - {node.name for node in nodes if node.op_type in ("Conv", "Add")}
+    unknown = float_layers - {node.name for node in nodes if node.op_type in _WEIGHTED or node.op_type == "Add"}
     if unknown:
-        raise ExportError(f"got float layers that are no convolution or addition of the engine: {', '.join(sorted(unknown))}")
+        raise ExportError(f"got float layers that are no layer or addition of the engine: {', '.join(sorted(unknown))}")
+
+
+def _attribute(node: NodeProto, name: str, default: object) -> object:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def _node(kind: str, inputs: list[str], output: str, name: str, axis: int | None = None) -> NodeProto:

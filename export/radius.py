@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
+from export.passes.row_geometry import ACROSS_CHANNELS, BROADCAST, PER_PIXEL, describe
 from export.to_onnx import INPUT, with_input_size
 
-LARGEST_FIELD = 1024
-"""Side, px, beyond which a network is taken to see its whole input: a radius of 500 px is no use to a tile or a chunk."""
+LARGEST_FIELD = 4096
+"""Side, px, beyond which a network is taken to see its whole input: a radius of 2000 px is no use to a tile or a chunk."""
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_ACTIVATIONS = ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus")
-_OF_ONE_VALUE = frozenset((*_ACTIVATIONS, "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Clip", "BatchNormalization"))
-_OF_TWO_VALUES = frozenset(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"))
+_NARROW = 2
+"""Strides across the axis that is not measured. Kernels are rectangles: how far they reach along one axis does not depend on
+the other, and a network of 50 GFLOP per tile costs little on a strip as narrow as its deepest tensor allows."""
+_ROUNDING = 1e-5
+"""Of the scores' spread: kernels that compute several pixels at once round by what they find beside them."""
+_POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+
+
+class WholeTileError(ExportError):
+    """A network that has no receptive radius, because the operator `node` looks at the whole tile."""
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(f"{why}; expected a local network: one that pools over the whole tile has no halo")
+        self.node = node
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +53,20 @@ class Reach:
 def measure_reach(model: onnx.ModelProto) -> Reach:
     """Stride and receptive radius of a float segmenter, `image` (n, 1, h, w) -> `scores` (n, classes, h, w).
 
-    One pixel at a time is changed, at every phase of the stride; what changes in the scores is counted. The weights are
-    replaced by ones, each convolution's output by its sign, activations by nothing and products by sums, so that no
-    influence cancels, dies in a ReLU or drowns in rounding: what is measured is all that any weights could do.
-    Raises ExportError where there is no bound.
+    One line of pixels at a time is changed, at every phase of the stride, once along and once across; what changes in the scores
+    is counted. Every tensor is reduced to one channel that says where influence has got to: weights are ones, each sum its sign,
+    activations nothing, and what meets is joined, so that no influence cancels, dies in a ReLU or drowns in rounding. What is
+    measured is all that any weights could do. Then the radius is shown to be enough on the network itself: pixels beyond it are
+    changed, and the scores must stay.
+
+    Raises WholeTileError where there is no bound, ExportError where the radius is not enough.
     """
-    graph = _influence_graph(model)
     stride = measure_stride(model)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    side = 8 * stride
-    while side <= LARGEST_FIELD:
-        radius = _radius_in_field(session, side, stride)
-        if radius is not None:
-            return Reach(stride, radius)
-        side *= 2
-    raise ExportError(
-        f"a pixel of the network's output depends on input more than {LARGEST_FIELD // 2} px away; "
-        "expected a local network: one that pools over the whole tile has no halo"
-    )
+    session = _session(_influence_graph(model))
+    radius = max(_radius_along(session, axis, stride) for axis in (0, 1))
+    reach = Reach(stride, radius)
+    _show_enough(model, reach)
+    return reach
 
 
 def measure_stride(model: onnx.ModelProto) -> int:
@@ -79,91 +85,191 @@ def measure_stride(model: onnx.ModelProto) -> int:
     return int(along)
 
 
-def _radius_in_field(session: ort.InferenceSession, side: int, stride: int) -> int | None:
+def _radius_along(session: ort.InferenceSession, axis: int, stride: int) -> int:
+    """Largest distance, px, at which scores change along rows (0) or columns (1). Raises WholeTileError."""
+    side = 8 * stride
+    while side <= LARGEST_FIELD:
+        radius = _radius_in_field(session, axis, side, stride)
+        if radius is not None:
+            return radius
+        side *= 2
+    raise WholeTileError("", f"a pixel of the network's output depends on input more than {LARGEST_FIELD // 2} px away")
+
+
+def _radius_in_field(session: ort.InferenceSession, axis: int, side: int, stride: int) -> int | None:
     """Largest distance at which scores change, or None where the change reaches the border of the field."""
-    centre = side // 2
-    radius = 0
-    quiet = session.run(None, {INPUT: np.zeros((1, 1, side, side), np.uint8)})[0][0]
+    first = side // 2
+    touched = np.zeros((stride, 1, side, _NARROW * stride), np.float32)
     for phase in range(stride):
-        image = np.zeros((1, 1, side, side), np.uint8)
-        image[0, 0, centre + phase, centre + phase] = 255
-        changed: npt.NDArray[np.bool_] = (session.run(None, {INPUT: image})[0][0] != quiet).any(axis=0)
-        for axis in (0, 1):
-            places = np.flatnonzero(changed.any(axis=1 - axis))
-            if not places.size:
-                raise ExportError(
-                    f"no score depends on the pixel at phase {phase} of the stride {stride}; expected all to matter"
-                )
-            if places[0] == 0 or places[-1] == side - 1:
-                return None
-            radius = max(radius, int(np.abs(places - (centre + phase)).max()))
+        touched[phase, 0, first + phase] = 1.0
+    scores = session.run(None, {INPUT: touched if axis == 0 else touched.swapaxes(2, 3).copy()})[0]
+    radius = 0
+    for phase, reached in enumerate((scores != 0.0).any(axis=(1, 3 - axis))):
+        places = np.flatnonzero(reached)
+        if not places.size:
+            raise ExportError(f"no score depends on the pixel at phase {phase} of the stride {stride}; expected all to matter")
+        if places[0] == 0 or places[-1] == side - 1:
+            return None
+        radius = max(radius, int(np.abs(places - (first + phase)).max()))
     return radius
 
 
+def _show_enough(model: onnx.ModelProto, reach: Reach) -> None:
+    """Raises ExportError where scores change although no pixel within the radius does."""
+    session = _session(with_input_size(model, "height", "width"))
+    rng = np.random.default_rng(0)
+    margin = reach.halo + reach.stride
+    core = slice(margin, margin + reach.stride)
+    for axis in (0, 1):
+        one, other = rng.integers(0, 256, (2, 2 * margin + reach.stride, _NARROW * reach.stride), np.uint8)
+        near = slice(core.start - reach.radius, core.stop + reach.radius)
+        other[near] = one[near]
+        answers = []
+        for image in (one, other) if axis == 0 else (one.T, other.T):
+            scores = session.run(None, {INPUT: np.ascontiguousarray(image[None, None])})[0]
+            answers.append(np.moveaxis(scores, 2 + axis, 0)[core].astype(np.float64))
+        difference, spread = float(np.abs(answers[0] - answers[1]).max()), float(np.ptp(answers[0]))
+        if not difference <= _ROUNDING * spread:
+            raise ExportError(
+                f"scores change by {difference:.2g} of a spread of {spread:.2g} when pixels more than {reach.radius} px "
+                f"{'along' if axis == 0 else 'across'} the strip do; expected no change: please report the network"
+            )
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def _influence_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph of 0 (untouched) and above 0 (touched): what meets is added, what is done to one value leaves it.
-
-    Convolutions have weights of one, no bias, and hand on their sign. One that reads the preprocessed image reads instead
-    how far that is from a black image's.
-    """
-    graph_model = with_input_size(model, "height", "width")
-    graph = graph_model.graph
-    black = _preprocessed_black(model)
-    weights = {initializer.name: initializer for initializer in graph.initializer}
-    touched: set[str] = set()
-    nodes: list[onnx.NodeProto] = []
-    added: list[onnx.TensorProto] = []
-    for index, node in enumerate(graph.node):
-        features = [name for name in node.input if name in touched]
-        if node.op_type in _CONVOLUTIONS:
-            if node.input[1] not in weights:
-                raise ExportError(f"{node.name} has no constant weights; expected a float graph")
-            source = node.input[0]
-            if source in black:
-                added.append(numpy_helper.from_array(black[source], f"reach_black_{index}"))
-                nodes.append(helper.make_node("Sub", [source, f"reach_black_{index}"], [f"reach_difference_{index}"]))
-                nodes.append(helper.make_node("Abs", [f"reach_difference_{index}"], [f"reach_distance_{index}"]))
-                source = f"reach_distance_{index}"
-            ones = np.ones(tuple(weights[node.input[1]].dims), np.float32)
-            added.append(numpy_helper.from_array(ones, f"reach_ones_{index}"))
-            convolution = onnx.NodeProto()
-            convolution.CopyFrom(node)
-            convolution.input[:] = [source, f"reach_ones_{index}"]
-            convolution.output[:] = [f"reach_sum_{index}"]
-            nodes += [convolution, helper.make_node("Sign", [f"reach_sum_{index}"], [node.output[0]])]
-            touched.add(node.output[0])
-            continue
-        if not features:
-            nodes.append(node)
-            continue
-        touched.update(node.output)
-        if node.op_type in _OF_ONE_VALUE or (node.op_type in _OF_TWO_VALUES and len(features) == 1):
-            nodes.append(helper.make_node("Identity", features[:1], node.output[:1]))
-        elif node.op_type in _OF_TWO_VALUES:
-            nodes.append(helper.make_node("Add", features, node.output[:1]))
-        else:
-            nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(added)
-    del graph.value_info[:]
-    return graph_model
-
-
-def _preprocessed_black(model: onnx.ModelProto) -> dict[str, npt.NDArray[np.float32]]:
-    """Tensors between the image and its first convolutions -> (1, c, 1, 1), their values on a black image."""
-    reached = {model.graph.input[0].name}
-    first: list[str] = []
+    """A graph of one channel, 0 (untouched) or above 0 (touched): `image` (n, 1, height, width) float32 -> `scores`."""
+    influence = _Influence(model)
     for node in model.graph.node:
-        if node.op_type in _CONVOLUTIONS:
-            first += [name for name in node.input[:1] if name in reached]
-        elif any(name in reached for name in node.input):
-            reached.update(node.output)
-    observing = with_input_size(model, "height", "width")
-    del observing.graph.output[:]
-    observing.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in dict.fromkeys(first))
-    session = ort.InferenceSession(observing.SerializeToString(), providers=["CPUExecutionProvider"])
-    side = 4 * measure_stride(model)
-    values = session.run(None, {INPUT: np.zeros((1, 1, side, side), np.uint8)})
-    names = [output.name for output in session.get_outputs()]
-    return {name: value[:, :, :1, :1].astype(np.float32) for name, value in zip(names, values, strict=True)}
+        influence.visit(node)
+    image, scores = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, f"{name}_height", f"{name}_width"])
+        for name in (model.graph.input[0].name, model.graph.output[0].name)
+    )
+    graph = helper.make_graph(influence.nodes, "influence", [image], [scores], influence.constants)
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+class _Influence:
+    """The influence graph as it is written, operator by operator."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._given: Mapping[str, npt.NDArray[np.generic]] = {
+            initializer.name: numpy_helper.to_array(initializer) for initializer in model.graph.initializer
+        }
+        self._touched = {model.graph.input[0].name}
+
+    def visit(self, node: NodeProto) -> None:
+        """Writes what a node does to influence. Raises WholeTileError."""
+        inputs = [name for name in node.input if name in self._touched]
+        if not inputs:
+            return
+        self._touched.update(node.output)
+        kind = node.op_type
+        if kind in ("Conv", "ConvTranspose"):
+            self._convolve(node)
+        elif kind in _POOLS:
+            self._again(node, inputs)
+        elif kind in ("Resize", "Upsample"):
+            self._resize(node, inputs)
+        elif kind in ("Pad", "Slice"):
+            self._pad_or_slice(node, inputs)
+        elif kind in ("DepthToSpace", "SpaceToDepth"):
+            self._space(node, inputs)
+        elif kind in PER_PIXEL or kind in BROADCAST or (kind in ACROSS_CHANNELS and self._axes(node) == [1]):
+            joined = "Max" if len(inputs) > 1 else "Identity"
+            self.nodes += [helper.make_node(joined, inputs, [output]) for output in node.output if output]
+        else:
+            raise WholeTileError(node.name, f"{describe(node)} may look at the whole tile")
+
+    def _convolve(self, node: NodeProto) -> None:
+        weight = self._given.get(node.input[1])
+        if weight is None:
+            raise ExportError(f"{node.name} has no constant weights; expected a float graph")
+        ones = self._constant(np.ones((1, 1, *weight.shape[2:]), np.float32))
+        copied = self._copied(node, [node.input[0], ones])
+        kept = [attribute for attribute in copied.attribute if attribute.name != "group"]
+        del copied.attribute[:]
+        copied.attribute.extend(kept)
+        self._signed(copied)
+
+    def _resize(self, node: NodeProto, inputs: list[str]) -> None:
+        attributes = _attributes(node)
+        scales = self._given.get(node.input[1 if node.op_type == "Upsample" else 2]) if len(node.input) < 4 else None
+        if scales is None or not scales.size:
+            raise WholeTileError(node.name, f"{describe(node)} resizes to the whole tile's size")
+        if attributes.get("coordinate_transformation_mode") == b"align_corners":
+            raise WholeTileError(node.name, f"{describe(node)} aligns the corners of the whole tile")
+        self._again(node, inputs)
+
+    def _pad_or_slice(self, node: NodeProto, inputs: list[str]) -> None:
+        """Rows and columns alone: there is one channel, and what a padding holds is untouched."""
+        given = [self._given.get(name) for name in node.input[1:]]
+        if given[0] is None or (node.op_type == "Slice" and any(value is None for value in given)):
+            raise WholeTileError(node.name, f"{describe(node)} takes what is computed from the tile")
+        if node.op_type == "Pad":
+            pads = np.array(given[0], np.int64).reshape(2, 4) * [0, 0, 1, 1]
+            self.nodes.append(self._copied(node, [inputs[0], self._constant(pads.ravel())]))
+            return
+        starts, stops = (np.array(value, np.int64) for value in given[:2])
+        axes = np.array(given[2], np.int64) % 4 if len(given) > 2 else np.arange(len(starts))
+        steps = np.array(given[3], np.int64) if len(given) > 3 else np.ones_like(starts)
+        kept = axes > 1
+        constants = [self._constant(values[kept]) for values in (starts, stops, axes, steps)]
+        self.nodes.append(self._copied(node, [inputs[0], *constants]))
+
+    def _space(self, node: NodeProto, inputs: list[str]) -> None:
+        block = int(_attributes(node)["blocksize"])  # type: ignore[call-overload]
+        if node.op_type == "SpaceToDepth":
+            self.nodes.append(helper.make_node("MaxPool", inputs, node.output, kernel_shape=[block] * 2, strides=[block] * 2))
+            return
+        scales = self._constant(np.array([1, 1, block, block], np.float32))
+        repeated = helper.make_node("Resize", [inputs[0], "", scales], node.output, mode="nearest")
+        repeated.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+        repeated.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+        self.nodes.append(repeated)
+
+    def _again(self, node: NodeProto, inputs: list[str]) -> None:
+        """The operator itself: it moves influence as it moves values."""
+        kept = {constant.name for constant in self.constants}
+        self.constants += [
+            numpy_helper.from_array(self._given[name], name) for name in node.input if name in self._given.keys() - kept
+        ]
+        self._signed(self._copied(node, [inputs[0], *node.input[1:]]))
+
+    def _signed(self, node: NodeProto) -> None:
+        total = f"{node.output[0]}_total"
+        self.nodes += [node, helper.make_node("Sign", [total], [node.output[0]])]
+        node.output[0] = total
+
+    def _axes(self, node: NodeProto) -> list[int]:
+        """Axes that a node mixes, counted from the front."""
+        attributes = _attributes(node)
+        default = -1 if node.op_type in ("Softmax", "LogSoftmax", "Hardmax") else 0
+        axes = attributes.get("axes", [attributes.get("axis", default)])
+        if len(node.input) > 1 and node.op_type.startswith("Reduce"):
+            axes = self._given.get(node.input[1], np.zeros(0))
+        return [int(axis) % 4 for axis in axes]  # type: ignore[attr-defined]
+
+    def _constant(self, values: npt.NDArray[np.generic]) -> str:
+        name = f"constant_{len(self.constants)}_of_influence"
+        self.constants.append(numpy_helper.from_array(values, name))
+        return name
+
+    @staticmethod
+    def _copied(node: NodeProto, inputs: list[str]) -> NodeProto:
+        copied = NodeProto()
+        copied.CopyFrom(node)
+        copied.input[:] = inputs
+        return copied
+
+
+def _attributes(node: NodeProto) -> dict[str, object]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -1,22 +1,36 @@
-"""What the report says: the summary's figures and the tables, from what was measured."""
+"""What the report says: facts, plots, tables and the summary's figures, from what was measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.manifest import Manifest
 from export.halo import HaloMeasurement
-from export.parity import Parity
+from export.parity import HISTOGRAM_EDGES, Parity
 from export.passes.streaming import StreamedModel
-from export.quality import GateQuality, SegmenterQuality
-from export.report import Report, Section, Value
+from export.plots import Bars, Histogram, Plot, Series, Steps, short
+from export.quality import ClassifierQuality, SegmenterQuality
+from export.report import Fact, Report, Section, Value
 from export.sensitivity import Quantization
+
+FLOAT = "FP32"
+FINE_TUNED = "fine_tuned"
+"""Among the methods by which ranges were found: trained with the weights."""
+
+EPOCHS_SHOWN = 16
+"""Of a fine-tuning, the last one among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What both kinds of report need. parities: by what was compared; quantization: None for a float bundle."""
+    """What both kinds of report need.
+
+    tile_flops: of one tile. parities: by what was compared. quantization: None unless INT8; max_drop: points it might lose.
+    sizes: bytes of the engine by precision, the float one first. speeds: tiles per CPU-second by backend and precision.
+    tuning_losses: of each epoch of fine-tuning, where there was one. sections: further tables, shown behind the others.
+    """
 
     arch: str
     checkpoint: str
@@ -24,6 +38,11 @@ class Measured:
     tile_flops: float
     parities: Mapping[str, Parity] = field(default_factory=dict)
     quantization: Quantization | None = None
+    max_drop: float | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    speeds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tuning_losses: tuple[float, ...] = ()
+    sections: tuple[Section, ...] = ()
 
 
 def segmenter_report(
@@ -31,21 +50,27 @@ def segmenter_report(
     measured: Measured,
     quality: SegmenterQuality,
     quality_float: SegmenterQuality,
-    halos: HaloMeasurement,
+    halos: HaloMeasurement | None,
     streamed: StreamedModel | None,
+    refused: str | None,
     labelled: bool,
 ) -> Report:
-    """Report of a segmenter. labelled: quality was measured against given masks, not against the float network's own."""
+    """Report of a segmenter.
+
+    halos: None where they were not measured. streamed: None where it does not stream, and `refused` says why.
+    labelled: quality was measured against given masks, not against the float network's own.
+    """
     truth = "the given masks" if labelled else "the float network's own masks: nobody labelled any"
     iou, dice = quality.confusion.iou(), quality.confusion.dice()
     iou_float, dice_float = quality_float.confusion.iou(), quality_float.confusion.dice()
+    images, pixels = quality.confusion.added, f"{quality.confusion.total:,}".replace(",", " ")
     sections = [
         Section(
             "Quality",
-            f"One confusion matrix over {quality.confusion.added} images ({quality.confusion.total} pixels), against {truth}; "
+            f"One confusion matrix over {images} images ({pixels} pixels), against {truth}; "
             "class of the highest score, no thresholds.",
             ("class", "IoU", "Dice", "IoU float", "Dice float"),
-            tuple((name, iou[name], dice[name], iou_float.get(name, 0.0), dice_float.get(name, 0.0)) for name in iou),
+            tuple((name, iou[name], dice[name], iou_float.get(name, math.nan), dice_float.get(name, math.nan)) for name in iou),
         ),
         Section(
             "Thresholds",
@@ -67,86 +92,318 @@ def segmenter_report(
                 for name, chosen in quality.thresholds.items()
             ),
         ),
-        Section(
-            "Halo",
-            f"Receptive radius {manifest.radius} px, stride {manifest.stride} px, measured on the graph. Share of "
-            f"{halos.pixels} pixels of a mosaic strip whose class changes when crops have less halo than that.",
-            ("halo", "changed"),
-            tuple((share.halo, share.changed) for share in halos.shares),
-            bar="changed",
-        ),
     ]
-    if streamed is not None:
-        rows = tuple((row.operator, row.name, row.stride, row.lag, row.state_rows) for row in streamed.table)
-        note = f"Scores trail the newest line by {streamed.lag_lines} lines; chunks are multiples of {streamed.stride} lines."
-        sections.append(Section("Streaming", note, ("operator", "node", "stride", "lag rows", "state rows"), rows))
-    sections += _common_sections(measured)
-    return Report(manifest.name, _summary(manifest, measured), tuple(sections), quality.worst if labelled else ())
-
-
-def gate_report(
-    manifest: Manifest, measured: Measured, quality: GateQuality, quality_float: GateQuality, defect_px: int
-) -> Report:
-    """Report of a gate."""
-    rows = tuple(
-        (
-            name,
-            found.figures.accuracy,
-            found.figures.recall,
-            found.figures.precision,
-            found.threshold.score,
-            found.threshold.recall,
-            found.threshold.passed_clean,
+    if halos is not None:
+        sections.append(
+            Section(
+                "Halo",
+                f"Receptive radius {manifest.radius} px, stride {manifest.stride} px, measured on the graph. Share of "
+                f"{halos.pixels} pixels of a mosaic strip whose class changes when crops have less halo than that.",
+                ("halo", "changed"),
+                tuple((share.halo, share.changed) for share in halos.shares),
+                bar="changed",
+            )
         )
-        for name, found in ((manifest.precision, quality), ("float", quality_float))
+    sections.append(_streaming_section(streamed, refused))
+    per_class = _compared(
+        "IoU by class",
+        f"Against {truth}, over {images} images. Behind the bars: points gained or lost.",
+        "intersection over union",
+        tuple(iou),
+        [iou_float.get(name, math.nan) for name in iou],
+        list(iou.values()),
+        manifest.precision,
     )
-    counts = quality.figures.confusion
+    quality_fact = Fact(
+        "mean IoU" if labelled else "agreement with float",
+        f"{100 * quality.confusion.mean_iou():.2f} %",
+        f"{100 * quality.confusion.mean_iou_defects():.2f} % without background; {images} images",
+    )
+    return _report(manifest, measured, sections, per_class, quality_fact, quality, labelled)
+
+
+def classifier_report(
+    manifest: Manifest, measured: Measured, quality: ClassifierQuality, quality_float: ClassifierQuality, defect_px: int
+) -> Report:
+    """Report of a classifier. defect_px: from so many defect pixels a tile counted as defective, where masks said so."""
+    engines = ((manifest.precision, quality), ("float", quality_float))
+    figures: list[Value]
+    rows = []
+    for name, found in engines:
+        figures = [name, found.figures.accuracy, found.figures.recall, found.figures.precision]
+        if found.threshold is not None:
+            figures += [found.threshold.score, found.threshold.recall, found.threshold.passed_clean]
+        rows.append(tuple(figures))
+    head: tuple[str, ...] = ("engine", "accuracy", "recall", "precision")
+    gated = quality.threshold is not None and quality_float.threshold is not None
+    counted = f"{quality.defective} defective and {quality.clean} clean tiles"
+    if gated:
+        head += ("threshold", "recall there", "clean tiles let through")
+        counted += f"; where masks say which, a tile with at least {defect_px} defect pixels is defective"
     sections = [
-        Section(
-            "Quality",
-            f"{quality.defective} defective and {quality.clean} clean tiles; a tile with at least {defect_px} defect pixels is "
-            "defective. Accuracy, recall and precision at an even chance; the threshold at the stated recall.",
-            ("engine", "accuracy", "recall", "precision", "threshold", "recall there", "clean tiles let through"),
-            rows,
-        ),
+        Section("Quality", f"{counted}. Accuracy, recall and precision by the most probable class.", head, tuple(rows)),
         Section(
             "Confusion",
-            "Tiles by truth (rows) and decision at an even chance.",
+            "Tiles by truth (rows) and by the most probable class.",
             ("truth", *manifest.classes),
-            tuple((name, *counts[index]) for index, name in enumerate(manifest.classes)),
+            tuple((name, *quality.figures.confusion[index]) for index, name in enumerate(manifest.classes)),
         ),
     ]
-    return Report(manifest.name, _summary(manifest, measured), (*sections, *_common_sections(measured)))
+    labels = ["accuracy", "recall", "precision"]
+    before, after = (
+        [found.figures.accuracy, found.figures.recall, found.figures.precision] for found in (quality_float, quality)
+    )
+    if quality.threshold is not None and quality_float.threshold is not None:
+        labels += ["recall at threshold", "clean let through"]
+        for values, threshold in ((before, quality_float.threshold), (after, quality.threshold)):
+            values += [threshold.recall, threshold.passed_clean]
+    compared = _compared(
+        "Decisions",
+        f"{counted}. Behind the bars: points gained or lost.",
+        "share of tiles",
+        tuple(labels),
+        before,
+        after,
+        manifest.precision,
+    )
+    if quality.threshold is not None:
+        remark = f"{100 * quality.threshold.passed_clean:.1f} % of clean tiles let through"
+        fact = Fact("recall at the threshold", f"{100 * quality.threshold.recall:.2f} %", remark)
+    else:
+        fact = Fact("accuracy", f"{100 * quality.figures.accuracy:.2f} %", f"{quality.defective + quality.clean} tiles")
+    return _report(manifest, measured, sections, compared, fact, None, True)
+
+
+def refusal_report(name: str, tried: Quantization, max_drop: float, reason: str) -> Report:
+    """Why a network did not become a bundle: what was tried, and what each try lost."""
+    measured = Measured("", "", 0, 0.0, quantization=tried, max_drop=max_drop)
+    rows = tuple((f"ranges: {method}", loss) for method, loss in tried.methods.items())
+    rows += tuple((f"in float alone: {group}", loss) for group, loss in tried.sensitivity.items())
+    facts = (Fact("points lost by INT8", f"{tried.loss:.2f}", f"{short(max_drop)} allowed: refused", "bad"),)
+    return Report(
+        f"{name}: refused",
+        {"points lost by INT8": tried.loss, "points allowed": max_drop},
+        (Section("What was tried", reason.splitlines()[0], ("tried", "points lost"), rows),),
+        plots=tuple(_quantization_plots(measured)),
+        facts=facts,
+        about="INT8 loses more than allowed, whatever was tried. No bundle was written.",
+    )
+
+
+def _report(
+    manifest: Manifest,
+    measured: Measured,
+    sections: Sequence[Section],
+    compared: Plot,
+    fact: Fact,
+    segmenter: SegmenterQuality | None,
+    labelled: bool,
+) -> Report:
+    return Report(
+        manifest.name,
+        _summary(manifest, measured),
+        (*sections, *_common_sections(measured), *measured.sections),
+        segmenter.worst if segmenter is not None and labelled else (),
+        (compared, *_quantization_plots(measured), *_difference_plots(measured), *_cost_plots(measured)),
+        (fact, *_facts(manifest, measured)),
+        f"{manifest.kind.capitalize()} for {', '.join(manifest.classes)}; {measured.arch} in {manifest.precision.upper()}, "
+        f"exported from {measured.checkpoint}.",
+        manifest.classes,
+    )
+
+
+def _compared(
+    title: str, note: str, unit: str, labels: tuple[str, ...], before: Sequence[float], after: Sequence[float], precision: str
+) -> Bars:
+    """Float against the result; of a float bundle, the result alone."""
+    if precision == "fp32":
+        return Bars(title, note.split(" Behind")[0], unit, labels, (Series("", tuple(after)),))
+    changes = [100.0 * (new - old) for old, new in zip(before, after, strict=True)]
+    return Bars(
+        title,
+        note,
+        unit,
+        labels,
+        (Series(FLOAT, tuple(before)), Series(precision.upper(), tuple(after))),
+        tuple(map(_signed, changes)),
+    )
+
+
+def _signed(points: float) -> str:
+    if not math.isfinite(points):
+        return ""
+    return f"{points:+.2f}".replace("-", "−") if abs(points) >= 0.005 else "0.00"
+
+
+def _quantization_plots(measured: Measured) -> list[Plot]:
+    found = measured.quantization
+    if found is None:
+        return []
+    plots: list[Plot] = []
+    in_float: set[str] = set()
+    if found.curve:
+        names = [name for name, _ in found.curve]
+        ranges = [loss for method, loss in found.methods.items() if method != FINE_TUNED]
+        losses = (min(ranges, default=math.nan), *(loss for _, loss in found.curve))
+        # the one that was taken is the first that has its loss; fine-tuning took none
+        chosen = next((index for index, loss in enumerate(losses) if loss == found.loss and found.method != FINE_TUNED), None)
+        in_float = set(names[:chosen]) if chosen else set()
+        plots.append(
+            Steps(
+                "Loss against layer groups in float",
+                "From top to bottom one group after the other goes back to float, the one that helps most first.",
+                "points lost",
+                ("all in INT8", *(f"+ {name}" for name in names)),
+                losses,
+                measured.max_drop,
+                chosen,
+            )
+        )
+    if found.sensitivity:
+        plots.append(
+            Bars(
+                "Sensitivity by layer group",
+                "What is lost with this group alone in float: the shorter, the more the group is to blame.",
+                "points lost",
+                tuple(found.sensitivity),
+                (Series("", tuple(found.sensitivity.values())),),
+                tuple("float" if name in in_float else "" for name in found.sensitivity),
+            )
+        )
+    if measured.tuning_losses:
+        epochs = len(measured.tuning_losses)
+        shown = range((epochs - 1) % -(-epochs // EPOCHS_SHOWN), epochs, -(-epochs // EPOCHS_SHOWN))
+        plots.append(
+            Steps(
+                "Quantization-aware fine-tuning",
+                "How far the INT8 simulation is from the float network, mean over each epoch.",
+                "divergence, nats",
+                tuple(f"epoch {index + 1}" for index in shown),
+                tuple(measured.tuning_losses[index] for index in shown),
+            )
+        )
+    return plots
+
+
+def _difference_plots(measured: Measured) -> list[Plot]:
+    if not measured.parities:
+        return []
+    series = tuple(
+        Series(name, tuple(count / max(1, sum(parity.histogram)) for count in parity.histogram))
+        for name, parity in measured.parities.items()
+    )
+    return [
+        Histogram(
+            "Differences of scores",
+            "Share of the scores that differ by so much of their spread: float rounding up to 10⁻⁵, integer steps above.",
+            "difference, share of the scores' spread",
+            HISTOGRAM_EDGES,
+            series,
+        )
+    ]
+
+
+def _cost_plots(measured: Measured) -> list[Plot]:
+    plots: list[Plot] = []
+    if measured.sizes:
+        sizes = list(measured.sizes.values())
+        series = tuple(Series(name, (size / 1e6,)) for name, size in measured.sizes.items())
+        remarks = (f"÷{sizes[0] / sizes[-1]:.2g}",) if len(sizes) > 1 else ()
+        plots.append(Bars("Size", "Of the engine for tiles.", "MB", ("model.onnx",), _named(series), remarks))
+    precisions = list(dict.fromkeys(name for found in measured.speeds.values() for name in found))
+    if precisions:
+        series = tuple(
+            Series(name, tuple(found.get(name, math.nan) for found in measured.speeds.values())) for name in precisions
+        )
+        plots.append(
+            Bars(
+                "Speed",
+                "One thread, by processor time, engines in turn.",
+                "tiles per CPU-second",
+                tuple(measured.speeds),
+                _named(series),
+                tuple(_faster(found) for found in measured.speeds.values()),
+            )
+        )
+    return plots
+
+
+def _named(series: tuple[Series, ...]) -> tuple[Series, ...]:
+    """What is alone needs no name."""
+    return series if len(series) > 1 else (Series("", series[0].values),)
+
+
+def _facts(manifest: Manifest, measured: Measured) -> list[Fact]:
+    facts = []
+    found = measured.quantization
+    if found is not None:
+        budget = "" if measured.max_drop is None else f"{short(measured.max_drop)} allowed; "
+        kept = f"{len(found.float_layers)} layers in float" if found.float_layers else "all layers in INT8 but the head"
+        within = measured.max_drop is None or found.loss <= measured.max_drop
+        facts.append(Fact("points lost by INT8", f"{found.loss:.2f}", budget + kept, "good" if within else "bad"))
+    if measured.sizes:
+        first, last = next(iter(measured.sizes.values())), list(measured.sizes.values())[-1]
+        remark = f"{first / 1e6:.2f} MB in float" if len(measured.sizes) > 1 else ""
+        facts.append(Fact("size", f"{last / 1e6:.2f} MB", remark))
+    for backend, speeds in measured.speeds.items():
+        values = list(speeds.values())
+        faster = _faster(speeds)
+        remark = f"tiles per CPU-second{f', {faster} of float' if faster else ''}"
+        facts.append(Fact(f"speed in {backend}", short(values[-1]), remark))
+    size = manifest.input
+    per_tile = f"{measured.tile_flops / 1e9:.3g} GFLOP"
+    facts.append(
+        Fact("tile", f"{size.tile_height}×{size.tile_width}", f"{per_tile}, {manifest.parameters / 1e6:.2f} M parameters")
+    )
+    return facts
+
+
+def _faster(speeds: Mapping[str, float]) -> str:
+    values = list(speeds.values())
+    return f"×{values[-1] / values[0]:.2g}" if len(values) > 1 and values[0] > 0 else ""
+
+
+def _streaming_section(streamed: StreamedModel | None, refused: str | None) -> Section:
+    head = ("operator", "node", "stride", "lag rows", "state rows")
+    if streamed is None:
+        return Section("Streaming", f"Runs on tiles alone: {refused or 'no streaming engine was made'}.", head, ())
+    rows = tuple((row.operator, row.name, row.stride, row.lag, row.state_rows) for row in streamed.table)
+    note = f"Scores trail the newest line by {streamed.lag_lines} lines; chunks are multiples of {streamed.stride} lines."
+    return Section("Streaming", note, head, rows)
 
 
 def _common_sections(measured: Measured) -> list[Section]:
-    sections = [
-        Section(
-            "Agreement",
-            "Differences of scores as shares of their spread; changed: share of pixels or tiles that get another class.",
-            ("compared", "max difference", "mean difference", "changed"),
-            tuple(
-                (name, parity.max_difference, parity.mean_difference, parity.changed)
-                for name, parity in measured.parities.items()
-            ),
+    sections = []
+    if measured.parities:
+        sections.append(
+            Section(
+                "Agreement",
+                "Differences of scores as shares of their spread; outliers: share of scores beyond 1 % of it; changed: share of "
+                "pixels or tiles that get another class; IoU: mean over classes, of the one labelling with the other.",
+                ("compared", "max difference", "mean difference", "outliers", "changed", "IoU"),
+                tuple(
+                    (
+                        name,
+                        parity.max_difference,
+                        parity.mean_difference,
+                        parity.outliers,
+                        parity.changed,
+                        parity.mean_agreement,
+                    )
+                    for name, parity in measured.parities.items()
+                ),
+            )
         )
-    ]
     found = measured.quantization
     if found is not None:
         sections.append(
             Section(
                 "Ranges",
-                f"Points lost by how {measured.calibration_tiles} images give ranges; {found.method.name.lower()} is used.",
+                f"Points lost by how {measured.calibration_tiles} images give ranges; {found.method} is used. "
+                f"In float besides the head: {', '.join(found.float_layers) or 'nothing'}.",
                 ("method", "points lost"),
                 tuple(found.methods.items()),
             )
-        )
-    if found is not None and found.sensitivity:
-        note = "Points lost with one layer group alone in float; in float in the end: " + (
-            ", ".join(found.float_layers) or "none"
-        )
-        sections.append(
-            Section("Sensitivity", note, ("group", "points lost"), tuple(found.sensitivity.items()), bar="points lost")
         )
     return sections
 
@@ -172,4 +429,10 @@ def _summary(manifest: Manifest, measured: Measured) -> dict[str, Value]:
         }
     if measured.quantization is not None:
         summary["points lost by INT8"] = measured.quantization.loss
+    summary |= {f"bytes {name}": size for name, size in measured.sizes.items()}
+    summary |= {
+        f"tiles per CPU-second {backend} {name}": value
+        for backend, found in measured.speeds.items()
+        for name, value in found.items()
+    }
     return summary | {name: value for name, value in manifest.quality.items() if name not in summary}

@@ -15,6 +15,9 @@ import torch
 from torch import nn
 
 from export.errors import ExportError
+from export.passes.folding import fold_channel_arithmetic
+from export.passes.naming import label, name_after_modules
+from export.passes.sizes import with_scales
 
 OPSET = 17
 IR_VERSION = 8
@@ -35,6 +38,9 @@ def to_onnx(network: nn.Module, height: int, width: int) -> onnx.ModelProto:
     try:
         with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
             written = Path(folder) / "model.onnx"
+            if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+                # the exporter takes TorchScript at the top alone, not within a module of ours
+                network = torch.jit.trace(network.eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
             torch.onnx.export(
                 network.eval(),
                 (example,),
@@ -45,12 +51,16 @@ def to_onnx(network: nn.Module, height: int, width: int) -> onnx.ModelProto:
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
             )
-            model = onnxslim.slim(onnx.load(written))
+            model = onnxslim.slim(with_scales(onnxslim.slim(onnx.load(written))))
+    except ExportError:
+        raise
     except Exception as error:
         # the exporter raises whatever the network's own code raises: none of it is for the user to tell apart
         raise ExportError(f"the network cannot be exported to ONNX: {type(error).__name__}: {error}") from error
+    _check_answer(model)
+    model = fold_channel_arithmetic(model)
     model.ir_version = IR_VERSION
-    _name_after_modules(model.graph)
+    name_after_modules(model.graph)
     model = with_input_size(model, height, width)
     check_versions(model)
     onnx.checker.check_model(model, full_check=True)
@@ -85,58 +95,21 @@ def check_versions(model: onnx.ModelProto) -> None:
         )
 
 
-def _name_after_modules(graph: onnx.GraphProto) -> None:
-    """`/encoder_8/encoder_8.1/encoder_8.1.0/Conv` becomes `encoder_8.1.0/Conv`; its weights `encoder_8.1.0.weight`, `.bias`."""
-    renamed: dict[str, str] = {}
-    taken = {value.name for value in (*graph.input, *graph.output)}
-    nodes: set[str] = set()
-    for node in graph.node:
-        path, _, operator = node.name.removeprefix("/").rpartition("/")
-        module = path.rpartition("/")[2]
-        node.name = _unique(f"{module}/{operator}" if module else operator, nodes)
-        for name in node.output:
-            if name not in taken:
-                renamed[name] = _unique(f"{node.name}_out", taken)
-    _own_weights(graph, taken)
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-
-
-def _own_weights(graph: onnx.GraphProto, taken: set[str]) -> None:
-    """Name weights and constants after the operators that use them.
-
-    The clean-up merged equal ones (the zero biases of two layers): small ones become each operator's own again, so that a
-    name says one thing. Weights of convolutions stay shared where they are.
-    """
-    shared = {initializer.name: initializer for initializer in graph.initializer}
-    del graph.initializer[:]
-    weights: dict[str, str] = {}
-    for node in graph.node:
-        weighted = node.op_type in ("Conv", "ConvTranspose", "Gemm")
-        module = node.name.rpartition("/")[0] or node.name
-        for index, name in enumerate(node.input):
-            if name not in shared:
-                continue
-            if name not in weights:
-                own = graph.initializer.add()
-                own.CopyFrom(shared[name])
-                role = f"{module}.{('weight', 'bias')[index - 1]}" if weighted and index else f"{node.name}_constant"
-                own.name = _unique(role, taken)
-                if weighted and index == 1:
-                    weights[name] = own.name
-                node.input[index] = own.name
-            else:
-                node.input[index] = weights[name]
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    candidate, number = name, 1
-    while candidate in taken:
-        number += 1
-        candidate = f"{name}_{number}"
-    taken.add(candidate)
-    return candidate
+def _check_answer(model: onnx.ModelProto) -> None:
+    """Raise ExportError unless there is one answer, for any batch, of a network in evaluation mode."""
+    outputs = model.graph.output
+    if len(outputs) != 1:
+        raise ExportError(f"the network answers {len(outputs)} tensors; expected one, the scores")
+    for node in model.graph.node:
+        if node.op_type == "Dropout" or any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute):
+            raise ExportError(f"{label(node)} is in training mode; call model.eval() before the network is traced or exported")
+    dimensions = outputs[0].type.tensor_type.shape.dim
+    if not dimensions or dimensions[0].dim_value:
+        got = f"{dimensions[0].dim_value} tiles" if dimensions else "one number"
+        raise ExportError(
+            f"the network answers for {got} whatever the batch; expected one answer a tile: reshape with x.flatten(1) or "
+            "x.size(0) instead of a number"
+        )
 
 
 def _set_dimensions(value: onnx.ValueInfoProto, sizes: tuple[int | str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Bundles whose answers are known by arithmetic: whole ONNX engines, small enough to be made in a test.
 
 The segmenter calls pixels below 64 `dark` and above 192 `bright`; the gate lets tiles through that hold such a pixel.
+The relative segmenter and classifier look at a tile's lightest and darkest pixel, hence at all of it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,65 @@ def write_gate(folder: Path, **changes: object) -> Path:
     return _write(folder, model, manifest)
 
 
+def write_relative_segmenter(folder: Path, tile: tuple[int, int] = (TILE, TILE), defects: int = 1, **changes: object) -> Path:
+    """A sigmoid segmenter of `bright` (and `dark`): pixels far above (or below) the middle of their own tile's grey range."""
+    weights = np.array([0.125, -0.125], np.float32)[:defects].reshape(1, defects, 1, 1)
+    biases = np.array([-1.0, -2.0], np.float32)[:defects].reshape(1, defects, 1, 1)
+    nodes = [
+        *_grey_range(keepdims=1),
+        helper.make_node("Add", ["grey", "grey"], ["twice"]),
+        helper.make_node("Sub", ["twice", "range"], ["off"]),
+        helper.make_node("Mul", ["off", "weights"], ["weighted"]),
+        helper.make_node("Add", ["weighted", "biases"], ["logits"]),
+    ]
+    head = changes.get("head", "logits")
+    nodes.append(helper.make_node("Sigmoid" if head == "probabilities" else "Identity", ["logits"], ["scores"]))
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
+    manifest = {"kind": "segmenter", "classes": ["background", "bright", "dark"][: defects + 1], "activation": "sigmoid"}
+    return _write(folder, _model(nodes, constants, ["n", defects, "h", "w"]), manifest | changes, tile)
+
+
+def relative_logits(tile: np.ndarray, defects: int = 1) -> np.ndarray:
+    """What the relative segmenter answers to one tile (h, w) uint8, by arithmetic: (defects, h, w) float32, exact."""
+    off = 2.0 * tile - (float(tile.max()) + float(tile.min()))
+    return np.stack([off / 8 - 1, -off / 8 - 2][:defects]).astype(np.float32)
+
+
+def write_range_classifier(folder: Path, tile: tuple[int, int] = (TILE, TILE), **changes: object) -> Path:
+    """A softmax classifier of clean, `light` and `gloomy` tiles, from the middle of a tile's grey range."""
+    nodes = [
+        *_grey_range(keepdims=0),
+        helper.make_node("Reshape", ["range", "column"], ["sum"]),
+        helper.make_node("Sub", ["sum", "middle"], ["off"]),
+        helper.make_node("Mul", ["off", "weights"], ["weighted"]),
+        helper.make_node("Add", ["weighted", "biases"], ["scores"]),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([-1, 1], np.int64), "column"),
+        numpy_helper.from_array(np.float32(256), "middle"),
+        numpy_helper.from_array(np.array([[0, 1 / 8, -1 / 8]], np.float32), "weights"),
+        numpy_helper.from_array(np.array([[0, -6, -7]], np.float32), "biases"),
+    ]
+    manifest = {"kind": "classifier", "classes": ["clean", "light", "gloomy"], "activation": "softmax"}
+    return _write(folder, _model(nodes, constants, ["n", 3]), manifest | changes, tile)
+
+
+def range_logits(tile: np.ndarray) -> np.ndarray:
+    """What the range classifier answers to one tile (h, w) uint8, by arithmetic: (3,) float32, exact."""
+    off = float(tile.max()) + float(tile.min()) - 256
+    return np.array([0, off / 8 - 6, -off / 8 - 7], np.float32)
+
+
+def _grey_range(keepdims: int) -> list[onnx.NodeProto]:
+    """Nodes from `image` to `grey`, and to `range`: the sum of a tile's lightest and darkest grey."""
+    return [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["grey"], ["lightest"], axes=[1, 2, 3], keepdims=keepdims),
+        helper.make_node("ReduceMin", ["grey"], ["darkest"], axes=[1, 2, 3], keepdims=keepdims),
+        helper.make_node("Add", ["lightest", "darkest"], ["range"]),
+    ]
+
+
 def steel(lines: int, columns: int, *patches: tuple[int, int, int, int, int]) -> np.ndarray:
     """Grey steel with rectangles (line, column, lines, columns, grey)."""
     image = np.full((lines, columns), 128, np.uint8)
@@ -74,19 +134,21 @@ def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], score
     return bytes(model.SerializeToString())
 
 
-def _write(folder: Path, model: bytes, changes: dict[str, object]) -> Path:
+def _write(folder: Path, model: bytes, changes: dict[str, object], tile: tuple[int, int] = (TILE, TILE)) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model)
-    patches = np.random.default_rng(1).integers(0, 256, (8, TILE, TILE), dtype=np.uint8)
+    patches = np.random.default_rng(1).integers(0, 256, (8, *tile), dtype=np.uint8)
     patches[:4] = 128
     with OrtSession(model, threads=1) as session:
         scores = session.infer(patches[:, None])
-    labels = scores.argmax(axis=1) if scores.ndim == 4 else scores[:, 0] > 0
+    undecided = 0.5 if changes.get("head") == "probabilities" else 0.0
+    nothing = [] if changes["activation"] == "softmax" else [np.full_like(scores[:, :1], undecided)]
+    labels = np.concatenate([*nothing, scores], axis=1).argmax(axis=1)
     np.savez(folder / "golden.npz", patches=patches, scores=scores.astype(np.float16), labels=labels.astype(np.uint8), step=1)
     manifest = {
         "format_version": 1,
         "name": folder.name,
-        "input": {"tile_height": TILE, "tile_width": TILE},
+        "input": {"tile_height": tile[0], "tile_width": tile[1]},
         "stride": STRIDE,
         "radius": 0,
         "halo": STRIDE,

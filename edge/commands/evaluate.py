@@ -17,7 +17,7 @@ from tqdm import tqdm
 from edge.bundle import Bundle, open_bundle
 from edge.errors import ConfigError
 from edge.evaluation import classifier_figures
-from edge.labelled import ClassedImage, MaskedImage, classed_by_folder, pair_with_masks
+from edge.labelled import ClassedImage, MaskedImage, classed_by_folder, classed_by_table, pair_with_masks
 from edge.outputs.output_file import OutputFile
 from edge.quality import evaluate_classifier, evaluate_segmenter
 from edge.sessions.ort import OrtSession
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Labelled = TypeVar("Labelled")
+FOLDERS = "folders"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -36,11 +37,17 @@ def register(subparsers: Subparsers) -> None:
         help="quality of a bundle on labelled images: IoU and Dice, or accuracy and recall",
         description="Quality of a bundle on labelled images, matched to masks by name. Of a segmenter: IoU and Dice per class "
         "from one confusion matrix over all images, each image inspected as a strip of its own. Of a classifier: accuracy, "
-        "recall, precision and confusion, from masks or from folders named as its classes.",
+        "recall, precision and confusion, from masks, from a table of labels or from folders named as its classes.",
     )
     parser.add_argument("--bundle", required=True, metavar="B", help="a shipped name or a path")
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images, in folders of any depth")
-    parser.add_argument("--masks", type=Path, metavar="DIR", help="masks of the same names: class index per pixel, 0 background")
+    labels = parser.add_mutually_exclusive_group()
+    labels.add_argument("--masks", type=Path, metavar="DIR", help="masks of the same names: class index per pixel, 0 background")
+    labels.add_argument(
+        "--labels",
+        metavar="FILE.csv|folders",
+        help="of a classifier: a CSV file with the columns image and class, or folders named as the classes (default)",
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of the engine (default: one a core)")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="the figures for machines, to a file or printed")
     parser.set_defaults(handler=_evaluate)
@@ -50,7 +57,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle)
     with ExitStack() as opened:
         file = opened.enter_context(OutputFile(Path(args.json), "--json")) if args.json not in (None, "-") else None
-        figures = evaluate(bundle, args.images, args.masks, args.threads)
+        figures = evaluate(bundle, args.images, args.masks, args.threads, args.labels or FOLDERS)
         document = json.dumps(figures, indent=2)
         if file:
             file.file.write(document.encode() + b"\n")
@@ -58,9 +65,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate(bundle: Bundle, images: Path, masks: Path | None, threads: int = 0) -> dict[str, Any]:
+def evaluate(bundle: Bundle, images: Path, masks: Path | None, threads: int = 0, labels: str = FOLDERS) -> dict[str, Any]:
     """Figures of a bundle on labelled images, as `--json` prints them; null where a figure is undefined.
 
+    labels: where the classes of whole images come from, if there are no masks: `folders`, or the path of a CSV file.
     Raises ConfigError, ImageError, SessionError.
     """
     manifest = bundle.manifest
@@ -69,8 +77,10 @@ def evaluate(bundle: Bundle, images: Path, masks: Path | None, threads: int = 0)
         labelled = pairs = pair_with_masks(images, masks)
     elif manifest.kind == "segmenter":
         raise ConfigError(f"--masks: got none; {manifest.name} is a segmenter: expected a folder of masks")
-    else:
+    elif labels == FOLDERS:
         labelled = classed_by_folder(images, manifest.classes)
+    else:
+        labelled = classed_by_table(images, Path(labels), manifest.classes)
     with OrtSession(bundle.model_path, threads) as session:
         if manifest.kind == "segmenter":
             quality = evaluate_segmenter(session, bundle, _shown(pairs))

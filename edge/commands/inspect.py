@@ -19,7 +19,7 @@ from edge.config import StationConfig, parse_config, read_document
 from edge.engines import Engines
 from edge.errors import ConfigError, SourceError
 from edge.events import StripFinished
-from edge.outputs.image_runs import StripImage
+from edge.outputs.image_masks import StripImage
 from edge.outputs.strip_outputs import OutputPaths, StripOutputs
 from edge.pipeline import Findings, frames_from
 from edge.sources.folder import FolderSource, images_of
@@ -52,6 +52,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--rle", type=Path, metavar="F.csv", help="ImageId,EncodedPixels,ClassId: column-major runs by image and class"
     )
+    parser.add_argument(
+        "--contours",
+        type=Path,
+        metavar="F.csv|F.xlsx",
+        help="size and area of every contour by image and class, and the share of each class: two sheets, or F.csv and "
+        "F.fractions.csv beside it",
+    )
     parser.add_argument("--strip-id", metavar="ID", help="default: the name of the first input")
     parser.add_argument("--json", action="store_true", help="print the summary for machines")
     add_overrides(parser)
@@ -59,7 +66,7 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    paths = OutputPaths(args.events, args.mask, args.overlay, args.csv, args.rle)
+    paths = OutputPaths(args.events, args.mask, args.overlay, args.csv, args.rle, args.contours)
     images = find_inputs(args.inputs, paths)
     origin = str(args.config or "command line")
     document = read_document(args.config) if args.config else {}
@@ -119,7 +126,7 @@ def inspection_config(
     if bundle:
         ours["bundle"] = bundle
     if gate:
-        ours |= {"gate": gate, "mode": "cascade"}
+        ours |= {"gate": gate} if document.get("mode") == "tiles" else {"gate": gate, "mode": "cascade"}
     kept = {key: value for key, value in document.items() if key not in ("sinks", "outbox")}
     config = parse_config(kept | ours, origin, overrides)
     if not isinstance(config.source, station_config.FolderSource) or config.source.loop:

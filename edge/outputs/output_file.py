@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -41,14 +42,16 @@ class OutputFile:
 
     def discard(self) -> None:
         """Leave no trace; harmless after `commit`."""
-        self.file.close()
+        with suppress(OSError):  # closing writes what is still buffered, which a full disk does not take
+            self.file.close()
         self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> OutputFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.commit()
-        else:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
             self.discard()

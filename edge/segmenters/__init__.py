@@ -1,4 +1,4 @@
-"""Segmenters turn lines into rows of the class mask, in strip order: by streaming, by slabs, or behind a gate."""
+"""Segmenters turn lines into rows of the class mask, in strip order: by streaming, by slabs, behind a gate, by tiles."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ class MaskRows:
     mask: (h, w) uint8, class index per pixel, 0 background.
     confidence: (h, w) uint8, the probability of that pixel's class in steps of 1/255; 0 where the mask is 0.
     segmented: rows that the segmentation network saw, at least in one tile; False: the gate alone looked at them.
-    gate_scores: (tiles across,) float32, the gate's score of each tile of this tile row; None in dense mode.
-    tile_columns: columns of one tile of `gate_scores`; 0 in dense mode.
+    gate_scores: (cells across,) float32, the gate's highest score of the tiles that these rows and each cell of columns lie
+        in; None without a gate.
+    tile_columns: columns of one cell of `gate_scores`, where tiles do not overlap a tile; 0 without a gate.
     """
 
     first_line: int

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from edge.errors import ConfigError
 from edge.frame import Lines
 from edge.manifest import EngineInput
-from edge.scores import Activation, classify, gate_scores
+from edge.scores import Activation, Head, Reading, gate_scores
 from edge.segmenters import MaskRows
 from edge.segmenters.spans import SpanFeed, check_geometry
 from edge.sessions import Session
@@ -22,7 +22,7 @@ class CascadeSegmenter:
     gate: infers (tiles across, 1, tile_height, tile_width); a tile row goes in whole, so that its shape never changes.
     gate_input: of the gate's manifest; a core is its tile, `reduce` times as large, averaged with cv2.INTER_AREA.
     threshold: tiles whose probability of a defect is at or above it go on.
-    session: infers crops (n, 1, core + 2 * halo, core + 2 * halo), n at most `batch`.
+    session: infers crops (n, 1, core + 2 * halo, core + 2 * halo), n at most `batch`; reading: what its answers mean.
     halo: margin of a crop, a multiple of the stride; with the engine's receptive radius the masks equal the dense ones.
     Raises ConfigError.
     """
@@ -38,8 +38,9 @@ class CascadeSegmenter:
         threshold: float,
         halo: int,
         stride: int,
-        activation: Activation,
+        reading: Reading,
         batch: int,
+        gate_head: Head = "logits",
     ) -> None:
         reduce = gate_input.reduce
         grid = TileGrid(gate_input.tile_height * reduce, gate_input.tile_width * reduce, width)
@@ -48,12 +49,16 @@ class CascadeSegmenter:
             raise ConfigError(f"tiling.batch: got {batch}; expected at least 1")
         self._gate = gate
         self._gate_activation: Activation = gate_activation
+        self._gate_head: Head = gate_head
         self._threshold = np.float32(threshold)
         self._session = session
-        self._activation: Activation = activation
+        self._reading = reading
         self._grid = grid
         self._halo = halo
-        self._feed = SpanFeed(width, step=grid.core_lines, before=halo, after=grid.core_lines + halo, delay=0)
+        # the gate looks at the whole of a tile, hence at all that is reflected into it at a run's end
+        self._feed = SpanFeed(
+            width, step=grid.core_lines, before=halo, after=grid.core_lines + halo, delay=0, mirrored=grid.core_lines - 1
+        )
         self._cores = np.empty((grid.core_lines, grid.covered_columns), np.uint8)
         self._reduced = np.empty((gate_input.tile_height, grid.tiles_across * gate_input.tile_width), np.uint8)
         self._gate_batch = np.empty((grid.tiles_across, 1, gate_input.tile_height, gate_input.tile_width), np.uint8)
@@ -105,7 +110,7 @@ class CascadeSegmenter:
             reduced = self._reduced
             cv2.resize(self._cores, reduced.shape[::-1], dst=reduced, interpolation=cv2.INTER_AREA)
         self._gate_batch[:, 0] = reduced.reshape(height, tiles, width).swapaxes(0, 1)
-        return gate_scores(self._gate.infer(self._gate_batch), self._gate_activation)
+        return gate_scores(self._gate.infer(self._gate_batch), self._gate_activation, self._gate_head)
 
     def _segment(self, tile_row: int, tiles: list[int], mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.uint8]) -> None:
         """Write the cores of the tiles of one batch into the rows of the mask."""
@@ -120,4 +125,4 @@ class CascadeSegmenter:
         for index, tile in enumerate(tiles):
             first, last = self._grid.column_span(tile)
             core = scores[index, :, start - top : stop - top, halo : halo + last - first]
-            mask[:, first:last], confidence[:, first:last] = classify(core, self._activation)
+            mask[:, first:last], confidence[:, first:last] = self._reading.classes(core)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge.frame import Lines
-from edge.scores import Activation, classify
+from edge.scores import Reading
 from edge.segmenters import MaskRows
 from edge.segmenters.spans import SpanFeed, check_geometry
 from edge.sessions import Session
@@ -16,14 +16,14 @@ class SlabSegmenter:
     """The masks of the streaming segmenter, for any engine: it costs (chunk_lines + 2 * halo) / chunk_lines times the work.
 
     session: infers (1, 1, chunk_lines + 2 * halo, padded_columns(width, halo, stride)).
-    halo: at least the engine's receptive radius, a multiple of the stride.
+    halo: at least the engine's receptive radius, a multiple of the stride. reading: what the engine's answers mean.
     Slab k finishes the strip's rows [k * chunk_lines, (k + 1) * chunk_lines), wherever the run begins. Raises ConfigError.
     """
 
-    def __init__(self, session: Session, *, width: int, chunk_lines: int, halo: int, stride: int, activation: Activation) -> None:
+    def __init__(self, session: Session, *, width: int, chunk_lines: int, halo: int, stride: int, reading: Reading) -> None:
         check_geometry(halo=halo, stride=stride, chunk_lines=chunk_lines)
         self._session = session
-        self._activation: Activation = activation
+        self._reading = reading
         self._halo = halo
         self._columns = slice(halo, halo + width)
         self._feed = SpanFeed(width, step=chunk_lines, before=halo, after=chunk_lines + halo, delay=0)
@@ -56,5 +56,5 @@ class SlabSegmenter:
         self._feed.window.cut(top, top + slab.shape[0], -self._halo, slab.shape[1] - self._halo, out=slab)
         scores = self._session.infer(self._slab)
         start, stop = self._feed.rows(span)
-        mask, confidence = classify(scores[0, :, start - top : stop - top, self._columns], self._activation)
+        mask, confidence = self._reading.classes(scores[0, :, start - top : stop - top, self._columns])
         return MaskRows(start, mask, confidence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge.frame import Lines
-from edge.scores import Activation, classify
+from edge.scores import Reading
 from edge.segmenters import MaskRows
 from edge.segmenters.spans import SpanFeed, check_geometry
 from edge.sessions import StreamingSession
@@ -16,16 +16,16 @@ class StreamingSegmenter:
     """The mask that one inference over the whole run, reflected by `halo` at its four sides, gives.
 
     session: made for chunks of `padded_columns(width, halo, stride)` columns; its chunk height is the one used here.
-    halo: at least the engine's receptive radius, a multiple of the stride.
+    halo: at least the engine's receptive radius, a multiple of the stride. reading: what the engine's answers mean.
     Chunk k always holds the strip's lines [k * chunk_lines - halo, (k + 1) * chunk_lines - halo), so that a restart in
     the middle, and kernels whose rounding depends on a row's place in the chunk, give the same bits. Raises ConfigError.
     """
 
-    def __init__(self, session: StreamingSession, *, width: int, halo: int, stride: int, activation: Activation) -> None:
+    def __init__(self, session: StreamingSession, *, width: int, halo: int, stride: int, reading: Reading) -> None:
         check_geometry(halo=halo, stride=stride, chunk_lines=session.chunk_lines)
         chunk_lines = session.chunk_lines
         self._session = session
-        self._activation: Activation = activation
+        self._reading = reading
         self._halo = halo
         self._columns = slice(halo, halo + width)
         delay = halo + session.lag_lines
@@ -64,5 +64,5 @@ class StreamingSegmenter:
         if stop <= start:
             return []
         top = first - self._delay
-        mask, confidence = classify(scores[0, :, start - top : stop - top, self._columns], self._activation)
+        mask, confidence = self._reading.classes(scores[0, :, start - top : stop - top, self._columns])
         return [MaskRows(start, mask, confidence)]

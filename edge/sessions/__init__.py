@@ -11,7 +11,8 @@ import numpy.typing as npt
 Batch = npt.NDArray[np.uint8]
 """(n, c, h, w) uint8, what a camera delivers; normalisation is inside the engine."""
 Scores = npt.NDArray[np.float32]
-"""Segmenter: (n, classes, h, w) logits; classifier: (n, classes) logits."""
+"""Segmenter: (n, channels, h, w); classifier: (n, channels). Logits or probabilities, as the manifest's `head` says; an engine
+with a mask head gives uint8 (n, 2, h, w) instead, class index and its probability in steps of 1/255."""
 
 
 @runtime_checkable

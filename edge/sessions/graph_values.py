@@ -10,10 +10,18 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 _ARITHMETIC = {"Sub": np.subtract, "Add": np.add, "Mul": np.multiply, "Div": np.divide}
-_KEEPS_SIGN = {
-    name: 1
-    for name in ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "DepthToSpace", "Slice", "Identity", "Transpose")
-} | {"Concat": None, "Add": None, "Mul": None}
+_MOVES_VALUES = frozenset({
+    "Concat", "DepthToSpace", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
+"""Operators that hand values on unchanged and that runtimes have for 8-bit integers; nearest Resize besides."""
+_KEEPS_SIGN = dict.fromkeys(
+    _MOVES_VALUES | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean"}, 1
+) | {
+    "Concat": None,
+    "Add": None,
+    "Mul": None,
+}
 """Operators whose outputs are not negative where their first so many inputs are not; None: all of them."""
 
 
@@ -83,3 +91,13 @@ def is_nearest_resize(node: NodeProto) -> bool:
     """Whether a node resizes by repeating or dropping values, the operator's default, and computes none."""
     mode = next((helper.get_attribute_value(a) for a in node.attribute if a.name == "mode"), b"nearest")
     return node.op_type == "Resize" and bool(mode == b"nearest")
+
+
+def moves_values(node: NodeProto) -> bool:
+    """Whether a node hands values on unchanged, so that it can do so with the integers that stand for them."""
+    return (node.op_type in _MOVES_VALUES and len(node.output) == 1) or is_nearest_resize(node)
+
+
+def data_inputs(node: NodeProto) -> list[str]:
+    """Inputs of a node that moves values, without what says how (sizes, places)."""
+    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from edge.sessions import Batch, Scores
 from edge.sessions.ort_rewrite import rest_values, rewrite_for_cpu
 
 _PROVIDERS = ["CPUExecutionProvider"]
-_DTYPES = {
+_SCORES = ("tensor(float)", "tensor(uint8)")
+_DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int8)": np.dtype(np.int8),
@@ -29,7 +31,8 @@ class OrtSession:
 
     engine: path of the ONNX file, or its bytes. threads: of one inference; 0: one per core.
     Scores come in a buffer that the next call reuses.
-    Raises SessionError where the file is broken or is not one uint8 image in, one float32 score tensor out.
+    Raises SessionError where the file is broken or is not one uint8 image in, one tensor of scores out: float32, or uint8
+    of a mask head.
     """
 
     backend = "ort"
@@ -39,9 +42,10 @@ class OrtSession:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
             raise SessionError(f"{self._where}: got inputs {_described(inputs)}, expected one uint8 image (n, c, h, w)")
-        if len(outputs) != 1 or outputs[0].type != "tensor(float)":
-            raise SessionError(f"{self._where}: got outputs {_described(outputs)}, expected one float32 tensor of scores")
+        if len(outputs) != 1 or outputs[0].type not in _SCORES:
+            raise SessionError(f"{self._where}: got outputs {_described(outputs)}, expected one float32 or uint8 tensor")
         self._input, self._output = inputs[0], outputs[0]
+        self._dtype = _DTYPES[outputs[0].type]
         self._scores: Scores | None = None
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
 
@@ -61,7 +65,7 @@ class OrtSession:
         if scores is None:
             binding.bind_output(self._output.name, "cpu")
         else:
-            binding.bind_output(self._output.name, "cpu", 0, np.float32, scores.shape, scores.ctypes.data)
+            binding.bind_output(self._output.name, "cpu", 0, self._dtype.type, scores.shape, scores.ctypes.data)
         _run(self._session, binding, self._where)
         if scores is None:
             scores = binding.copy_outputs_to_cpu()[0]
@@ -164,10 +168,10 @@ class OrtStreamingSession:
             _bind_output(binding, state.output, after[state.input])
         _run(self._session, binding, self._where)
         first: Scores = np.array(binding.copy_outputs_to_cpu()[0])
-        if first.ndim != 4 or first.dtype != np.float32 or first.shape[2:] != self._chunk.shape[2:]:
+        if first.ndim != 4 or first.dtype not in (np.float32, np.uint8) or first.shape[2:] != self._chunk.shape[2:]:
             raise SessionError(
                 f"{self._where}: got scores {first.dtype} {first.shape} for a chunk {self._chunk.shape}, "
-                "expected float32 at the chunk's size; export the bundle again"
+                "expected float32 or uint8 at the chunk's size; export the bundle again"
             )
         return first
 

@@ -10,27 +10,30 @@ stands the file is slower than the float one. The rewrite changes the representa
   here would not be the file's quality there, least of all with clipping percentiles. It also keeps two neighbouring products of a
   uint8 and an int8 within 16 bits (2 * 127 * 127 < 2**15), so that processors without VNNI, whose instruction adds them with
   saturation (vpmaddubsw), compute the same.
-- Convolution, ReLU and the Q/DQ around them become QLinearConv; the bias becomes int32 in units of the accumulator, exactly
-  where the exporter rounded it to them, else to within half a unit.
+- Convolution, ReLU or Clip and the Q/DQ around them become QLinearConv, dense layers QGemm; the bias becomes int32 in units of
+  the accumulator, exactly where the exporter rounded it to them, else to within half a unit.
+- A transposed convolution, for which ONNX Runtime has no integer kernel, becomes one convolution per phase of its stride, all of
+  them in one QLinearConv, whose channels are then spread over the pixels: the same sums.
 - MaxPool, nearest Resize and Concat between equal scales work on the integers; Add becomes QLinearAdd.
 - A quantized image whose int8 values are `pixel - 128` is the image itself with zero point 128: the normalisation goes away.
 - Height and width are freed where nothing in the graph pins them, so that one file serves tiles, slabs and chunks.
 
-Source: ONNX operators QLinearConv-10, QuantizeLinear-13; ONNX Runtime contrib operator com.microsoft QLinearAdd.
+Source: ONNX operators QLinearConv-10, QuantizeLinear-13; ONNX Runtime contrib operators com.microsoft QLinearAdd, QGemm;
+transposed convolution by sub-pixels: Shi et al., arXiv:1609.07009.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper
 
-from edge.sessions.graph_values import GraphValues, is_nearest_resize
+from edge.sessions.integer_graph import IntegerGraph, move_integers, negative_integers, new_node, quantize_before_moving
 
 REST_VALUE_KEY: Final = "rust-edge.rest-value."
 """Metadata key prefix: the integer that stands for 0.0 in a state input of the rewritten streaming engine."""
@@ -38,64 +41,9 @@ REST_VALUE_KEY: Final = "rust-edge.rest-value."
 _SIGNED_ZERO: Final = 128
 _LARGEST_BIAS: Final = 2**30
 """Half the accumulator's range is left to the products."""
-_MOVES_VALUES: Final = frozenset({"Concat", "MaxPool", "Slice", "Identity", "Transpose"})
-"""Operators that hand values on unchanged and that ONNX Runtime has for uint8; nearest Resize besides."""
-
-
-@dataclass(slots=True)
-class _Graph:
-    """A graph being rewritten: its nodes (copies), who makes and who uses each tensor, and the new initializers."""
-
-    nodes: list[NodeProto]
-    values: GraphValues
-    outputs: frozenset[str]
-    made: dict[str, TensorProto] = field(default_factory=dict)
-    consumers: dict[str, list[NodeProto]] = field(default_factory=dict)
-
-    @staticmethod
-    def of(model: onnx.ModelProto) -> _Graph:
-        copied = onnx.ModelProto()
-        copied.CopyFrom(model)
-        graph = _Graph(list(copied.graph.node), GraphValues.of(copied), frozenset(o.name for o in model.graph.output))
-        graph.index()
-        return graph
-
-    def index(self) -> None:
-        """Follows a change of the nodes."""
-        self.values.producers.clear()
-        self.values.producers.update((output, node) for node in self.nodes for output in node.output)
-        self.consumers.clear()
-        for node in self.nodes:
-            for name in node.input:
-                self.consumers.setdefault(name, []).append(node)
-
-    def producer(self, tensor: str) -> NodeProto | None:
-        return self.values.producers.get(tensor)
-
-    def only_consumer(self, tensor: str) -> NodeProto | None:
-        users = self.consumers.get(tensor, [])
-        return users[0] if len(users) == 1 and tensor not in self.outputs else None
-
-    def constant(self, name: str, values: npt.NDArray[np.generic]) -> str:
-        """Name of a new initializer."""
-        self.made[name] = numpy_helper.from_array(values, name)
-        self.values.constants[name] = values
-        return name
-
-    def zero_point(self, value: int) -> str:
-        return self.constant(f"rust_edge/zero_point_{value}", np.array(value, np.uint8))
-
-    def scale(self, node: NodeProto) -> npt.NDArray[np.float32]:
-        """Scale of a Q or DQ node."""
-        return self.values.constants[node.input[1]].astype(np.float32)
-
-    def activation_dq(self, tensor: str) -> NodeProto | None:
-        """The DequantizeLinear that makes a tensor out of integers that are no constant."""
-        node = self.producer(tensor)
-        return node if node is not None and node.op_type == "DequantizeLinear" and not self.is_constant(node.input[0]) else None
-
-    def is_constant(self, tensor: str) -> bool:
-        return tensor in self.values.constants
+_CONTRIB: Final = "com.microsoft"
+_CHANNELS_LAST: Final = (0, 2, 3, 1)
+_CHANNELS_FIRST: Final = (0, 3, 1, 2)
 
 
 def rewrite_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -107,9 +55,9 @@ def rewrite_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     del rewritten.graph.value_info[:]
+    _free_height_and_width(rewritten)
     if any(node.op_type == "QuantizeLinear" for node in rewritten.graph.node):
         _to_integers(rewritten)
-    _free_height_and_width(rewritten)
     return rewritten
 
 
@@ -123,211 +71,315 @@ def rest_values(metadata: Mapping[str, str]) -> dict[str, int]:
 
 def _to_integers(model: onnx.ModelProto) -> None:
     """Rewrites the quantized part of the graph in place; leaves it as it is where integers meet an unknown operator."""
-    graph = _Graph.of(model)
-    _quantize_before_moving(graph)
-    _move_integers(graph)
-    zero_points = _zero_points(graph, model)
-    if zero_points is None:
+    graph = IntegerGraph.of(model)
+    quantize_before_moving(graph)
+    move_integers(graph)
+    negative = negative_integers(graph, model)
+    if negative is None:
         return
-    nodes = _integer_nodes(graph, zero_points)
+    zero_points = {name: _SIGNED_ZERO if may_be else 0 for name, may_be in negative.items()}
+    nodes = _integer_nodes(_Rewriting(graph, zero_points))
     for value in [*model.graph.input, *model.graph.output]:
         if value.name in zero_points:
             value.type.tensor_type.elem_type = TensorProto.UINT8
     for value in model.graph.input:
         if value.name in zero_points:
             model.metadata_props.add(key=REST_VALUE_KEY + value.name, value=str(zero_points[value.name]))
-    live = _live(nodes, graph.outputs)
-    used = {name for node in live for name in node.input}
-    initializers = [i for i in model.graph.initializer if i.name in used and i.name not in graph.made]
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend(live)
-    model.graph.initializer.extend([*initializers, *(made for name, made in graph.made.items() if name in used)])
-    if not any(opset.domain == "com.microsoft" for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    graph.put_into(model, nodes)
+    if not any(opset.domain == _CONTRIB for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
 
 
-def _moves_values(node: NodeProto) -> bool:
-    return (node.op_type in _MOVES_VALUES and len(node.output) == 1) or is_nearest_resize(node)
+@dataclass(frozen=True, slots=True)
+class _Rewriting:
+    """The graph, and the zero point of every int8 activation once it is uint8."""
+
+    graph: IntegerGraph
+    zero_points: Mapping[str, int]
+
+    def zero_point(self, value: int) -> str:
+        """Name of a zero point as a constant."""
+        return self.graph.constant(f"rust_edge/zero_point_{value}", np.array(value, np.uint8))
+
+    def operand(self, tensor: str) -> list[str] | None:
+        """Integers, scale and zero point of a tensor that a DequantizeLinear makes; None where none does."""
+        data = self.graph.activation_dq(tensor)
+        return None if data is None else [*data.input[:2], self.zero_point(self.zero_points[data.input[0]])]
+
+    def result(self, quantize: NodeProto) -> list[str]:
+        """Scale and zero point of what a QuantizeLinear makes."""
+        return [quantize.input[1], self.zero_point(self.zero_points[quantize.output[0]])]
 
 
-def _data_inputs(node: NodeProto) -> list[str]:
-    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer between DQ and Q. data: integers, scale, zero point; bias: (channels,) int32, units of the accumulator, or None."""
+
+    node: NodeProto
+    data: list[str]
+    weight: npt.NDArray[np.int8]
+    weight_scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int32] | None
 
 
-def _quantize_before_moving(graph: _Graph) -> None:
-    """X -> Concat -> Q becomes X -> Q -> DQ -> Concat -> Q: the same values, and X's convolution gets the Q that it needs."""
-    changed = True
-    while changed:
-        changed = False
-        for position, node in enumerate(graph.nodes):
-            quantize = graph.only_consumer(node.output[0])
-            if quantize is None or quantize.op_type != "QuantizeLinear" or not _moves_values(node):
-                continue
-            bare = [name for name in _data_inputs(node) if graph.activation_dq(name) is None]
-            if not bare or any(graph.only_consumer(name) is not node or graph.producer(name) is None for name in bare):
-                continue
-            inserted = []
-            for name in bare:
-                integers, floats = f"{name}/mended_int8", f"{name}/mended"
-                inserted.append(_node("QuantizeLinear", [name, *quantize.input[1:]], integers))
-                inserted.append(_node("DequantizeLinear", [integers, *quantize.input[1:]], floats))
-                node.input[list(node.input).index(name)] = floats
-            graph.nodes[position:position] = inserted
-            graph.index()
-            changed = True
-            break
-
-
-def _move_integers(graph: _Graph) -> None:
-    """DQ -> MaxPool -> Q at one scale becomes MaxPool on the integers; so do nearest Resize, Concat and the like."""
-    for node in list(graph.nodes):
-        quantize = graph.only_consumer(node.output[0])
-        if quantize is None or quantize.op_type != "QuantizeLinear" or not _moves_values(node):
-            continue
-        dequantized = [graph.activation_dq(name) for name in _data_inputs(node)]
-        if any(dq is None or not np.array_equal(graph.scale(dq), graph.scale(quantize)) for dq in dequantized):
-            continue
-        for index, dq in enumerate(dequantized):
-            node.input[index] = dq.input[0] if dq is not None else ""
-        node.output[0] = quantize.output[0]
-        graph.nodes = [other for other in graph.nodes if other is not quantize]
-        graph.index()
-
-
-def _zero_points(graph: _Graph, model: onnx.ModelProto) -> dict[str, int] | None:
-    """Zero point of every int8 activation once it is uint8, one for all tensors that operators on integers join.
-
-    None: an operator on integers that the rewrite does not know.
-    """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    for value in [*model.graph.input, *model.graph.output]:
-        if value.type.tensor_type.elem_type == TensorProto.INT8:
-            root(value.name)
-    quantizers = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
-    for node in graph.nodes:
-        if node.op_type == "QuantizeLinear":
-            root(node.output[0])
-        elif node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0]):
-            root(node.input[0])
-        elif integers := [name for name in node.input if name in parent]:
-            if not _moves_values(node) or integers != _data_inputs(node):
-                return None
-            for name in [*integers[1:], *node.output]:
-                parent[root(name)] = root(integers[0])
-    # A state holds earlier rows of what it is joined with; integers that nothing in the graph quantizes may be anything.
-    signed = {root(name) for name in parent} - {root(node.output[0]) for node in quantizers}
-    found = -1
-    while found != len(signed):  # an Add is not negative while its operands are not, so what is found signed spreads
-        found = len(signed)
-        for node in quantizers:
-            if not graph.values.non_negative(node.input[0], lambda name: root(name) not in signed):
-                signed.add(root(node.output[0]))
-    return {name: _SIGNED_ZERO if root(name) in signed else 0 for name in parent}
-
-
-def _integer_nodes(graph: _Graph, zero_points: Mapping[str, int]) -> list[NodeProto]:
-    """The nodes with QLinearConv and QLinearAdd where Q/DQ stood around them; dead ones may be among them."""
+def _integer_nodes(rewriting: _Rewriting) -> list[NodeProto]:
+    """The nodes with integer kernels where Q/DQ stood around them; dead ones may be among them."""
     nodes: list[NodeProto] = []
-    for node in graph.nodes:
+    for node in rewriting.graph.nodes:
         if node.op_type == "QuantizeLinear":
-            nodes += _quantized(graph, node, zero_points)
-        elif node.op_type == "DequantizeLinear" and node.input[0] in zero_points:
-            zero_point = graph.zero_point(zero_points[node.input[0]])
-            nodes.append(_node("DequantizeLinear", [*node.input[:2], zero_point], node.output[0], name=node.name))
+            nodes += _quantized(rewriting, node)
+        elif node.op_type == "DequantizeLinear" and node.input[0] in rewriting.zero_points:
+            zero_point = rewriting.zero_point(rewriting.zero_points[node.input[0]])
+            nodes.append(new_node("DequantizeLinear", [*node.input[:2], zero_point], node.output[0], name=node.name))
+        elif node.op_type == "Resize" and node.output[0] in rewriting.zero_points:
+            nodes += _repeated_pixels(rewriting.graph, node)
         else:
             nodes.append(node)
     return nodes
 
 
-def _quantized(graph: _Graph, quantize: NodeProto, zero_points: Mapping[str, int]) -> list[NodeProto]:
+def _repeated_pixels(graph: IntegerGraph, resize: NodeProto) -> list[NodeProto]:
+    """Nearest upsampling by whole numbers as copies of whole pixels, channels last; any other Resize as it is.
+
+    Channels last is how ONNX Runtime lays out integer convolutions, and its Resize then copies value by value: 0.88 ns each, for
+    0.09 ns; with the transposing, which cancels out between convolutions, an INT8 U-Net is 12 to 17 % faster.
+    """
+    factors = _whole_factors(graph, resize)
+    if factors is None:
+        return [resize]
+    output, (rows, columns) = resize.output[0], factors
+    pixels, size = f"{output}/pixels", graph.constant(f"{output}/factors", np.array([1, rows, columns, 1], np.int64))
+    flat = graph.constant("rust_edge/flat_rows", np.array([0, 0, -1], np.int64))
+    return [
+        _transposed(resize.input[0], pixels, _CHANNELS_LAST),
+        _concatenated([pixels] * columns, f"{output}/in_columns", 3),
+        new_node("Reshape", [f"{output}/in_columns", flat], f"{output}/flat"),
+        _concatenated([f"{output}/flat"] * rows, f"{output}/in_rows", 2),
+        new_node("Shape", [pixels], f"{output}/size"),
+        new_node("Mul", [f"{output}/size", size], f"{output}/larger_size"),
+        new_node("Reshape", [f"{output}/in_rows", f"{output}/larger_size"], f"{output}/channels_last"),
+        _transposed(f"{output}/channels_last", output, _CHANNELS_FIRST),
+    ]
+
+
+def _whole_factors(graph: IntegerGraph, resize: NodeProto) -> tuple[int, int] | None:
+    """By how much a nearest Resize repeats rows and columns; None where it does anything else."""
+    scales = graph.values.constants.get(resize.input[2]) if len(resize.input) == 3 else None
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in resize.attribute}
+    transform = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    nearest = attributes.get("nearest_mode", b"round_prefer_floor")
+    repeats = (transform, nearest) == (b"asymmetric", b"floor") or (
+        transform in (b"half_pixel", b"pytorch_half_pixel") and nearest in (b"round_prefer_floor", b"round_prefer_ceil")
+    )
+    factors = [] if scales is None else [float(scale) for scale in scales.ravel()]
+    if not repeats or factors[:2] != [1.0, 1.0] or not all(factor >= 1.0 and factor.is_integer() for factor in factors):
+        return None
+    return int(factors[2]), int(factors[3])
+
+
+def _transposed(tensor: str, output: str, order: tuple[int, ...]) -> NodeProto:
+    node = new_node("Transpose", [tensor], output)
+    node.attribute.append(helper.make_attribute("perm", order))
+    return node
+
+
+def _concatenated(tensors: list[str], output: str, axis: int) -> NodeProto:
+    node = new_node("Concat", tensors, output)
+    node.attribute.append(helper.make_attribute("axis", axis))
+    return node
+
+
+def _quantized(rewriting: _Rewriting, quantize: NodeProto) -> list[NodeProto]:
     """What makes a Q's integers: the image itself, an operator on integers, or a Q to uint8; saturating as int8 does."""
-    output, zero_point = quantize.output[0], zero_points[quantize.output[0]]
+    graph, output = rewriting.graph, quantize.output[0]
+    zero_point = rewriting.zero_points[output]
     pixels = graph.values.pixel_values(quantize.input[0])
     if pixels is not None and zero_point == _SIGNED_ZERO:
         steps = np.clip(np.rint(pixels / graph.scale(quantize)), -128, 127)
         if np.array_equal(steps, np.arange(-128, 128)):
-            return [_node("Identity", [_image_under(graph, quantize.input[0])], output)]
-    operator, has_relu = graph.producer(quantize.input[0]), False
-    if operator is not None and operator.op_type == "Relu" and graph.only_consumer(operator.input[0]) is operator:
-        has_relu, operator = True, graph.producer(operator.input[0])
-    fused = None
-    if operator is not None and graph.only_consumer(quantize.input[0]) is quantize:
-        if operator.op_type == "Conv":
-            fused = _integer_convolution(graph, operator, quantize, zero_points)
-        elif operator.op_type == "Add":
-            fused = _integer_addition(graph, operator, quantize, zero_points)
+            return [new_node("Identity", [_image_under(graph, quantize.input[0])], output)]
+    lowest, highest = 0, 255 if zero_point else 127
+    fused: list[NodeProto] | None = None
+    if graph.only_consumer(quantize.input[0]) is quantize:
+        operator = graph.producer(quantize.input[0])
+        limits = None if operator is None else _limits(graph, operator)
+        if operator is not None and limits is not None and graph.only_consumer(operator.input[0]) is operator:
+            fused = _integer_operator(rewriting, graph.producer(operator.input[0]), quantize)
+        if fused is None:
+            fused = _integer_operator(rewriting, operator, quantize)
+        elif limits is not None:
+            scale = float(graph.scale(quantize))
+            # rounding keeps the order: to limit what was rounded is to round what was limited
+            lowest = max(lowest, round(max(limits[0] / scale, -_SIGNED_ZERO)) + zero_point)
+            highest = min(highest, round(min(limits[1] / scale, 127)) + zero_point)
     if fused is None:
-        fused = _node("QuantizeLinear", [*quantize.input[:2], graph.zero_point(zero_point)], output, name=quantize.name)
-        has_relu = False
-    if zero_point == 0:
-        limits = ["", graph.constant("rust_edge/int8_maximum", np.array(127, np.uint8))]
-    elif has_relu:
-        limits = [graph.zero_point(_SIGNED_ZERO)]
-    else:
-        return [fused]
-    fused.output[0] = f"{output}/unlimited"
-    return [fused, _node("Clip", [fused.output[0], *limits], output)]
+        named = rewriting.zero_point(zero_point)
+        fused = [new_node("QuantizeLinear", [*quantize.input[:2], named], output, name=quantize.name)]
+    bounds = [
+        graph.constant(f"rust_edge/limit_{limit}", np.array(limit, np.uint8)) if limit != at_rest else ""
+        for limit, at_rest in ((lowest, 0), (highest, 255))
+    ]
+    if not any(bounds):
+        return fused
+    fused[-1].output[0] = f"{output}/unlimited"
+    return [*fused, new_node("Clip", [fused[-1].output[0], *bounds], output)]
 
 
-def _integer_convolution(graph: _Graph, conv: NodeProto, quantize: NodeProto, zero_points: Mapping[str, int]) -> NodeProto | None:
-    """QLinearConv for DQ -> Conv -> [Relu] -> Q; None where the convolution is not quantized or its bias does not fit."""
-    data, weights = graph.activation_dq(conv.input[0]), graph.producer(conv.input[1])
+def _limits(graph: IntegerGraph, node: NodeProto) -> tuple[float, float] | None:
+    """Between which values an activation keeps what it is given; None of other operators."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip" or not all(graph.is_constant(name) for name in node.input[1:] if name):
+        return None
+    low, high = (float(graph.values.constants[name]) if name else np.nan for name in [*node.input[1:], "", ""][:2])
+    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
+
+
+def _integer_operator(rewriting: _Rewriting, operator: NodeProto | None, quantize: NodeProto) -> list[NodeProto] | None:
+    """The integer kernel, or several, for what stands between DQ and Q; None where there is none."""
+    if operator is None:
+        return None
+    if operator.op_type == "Add":
+        return _integer_addition(rewriting, operator, quantize)
+    layer = _layer(rewriting, operator)
+    if layer is None:
+        return None
+    if operator.op_type == "Conv":
+        return [_integer_convolution(rewriting, layer, quantize)]
+    if operator.op_type == "Gemm":
+        return [_integer_product(rewriting, layer, quantize)]
+    if operator.op_type == "ConvTranspose":
+        return _integer_transposed_convolution(rewriting, layer, quantize)
+    return None
+
+
+def _layer(rewriting: _Rewriting, node: NodeProto) -> _Layer | None:
+    """A layer with quantized input and weights and constant bias; None of other operators, and where the bias does not fit."""
+    graph = rewriting.graph
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return None
+    data, weights = rewriting.operand(node.input[0]), graph.producer(node.input[1])
     if data is None or weights is None or weights.op_type != "DequantizeLinear" or not graph.is_constant(weights.input[0]):
         return None
-    weight_scale = graph.scale(weights)
-    weight_zeros = graph.constant(f"{weights.input[0]}/zero_point", np.zeros(weight_scale.shape, np.int8))
-    inputs = [*data.input[:2], graph.zero_point(zero_points[data.input[0]]), *weights.input[:2], weight_zeros]
-    inputs += [quantize.input[1], graph.zero_point(zero_points[quantize.output[0]])]
-    if len(conv.input) > 2 and conv.input[2]:
-        if not graph.is_constant(conv.input[2]):
+    weight_scale, bias = graph.scale(weights), None
+    if len(node.input) > 2 and node.input[2]:
+        if not graph.is_constant(node.input[2]):
             return None
-        unit = graph.scale(data).astype(np.float64) * weight_scale
-        bias = np.rint(graph.values.constants[conv.input[2]].astype(np.float64) / unit)
-        if np.abs(bias).max() > _LARGEST_BIAS:
+        unit = graph.values.constants[data[1]].astype(np.float64) * weight_scale
+        units = np.rint(graph.values.constants[node.input[2]].astype(np.float64) / unit)
+        if np.abs(units).max() > _LARGEST_BIAS:
             return None
-        inputs.append(graph.constant(f"{conv.name or conv.output[0]}/bias_int32", bias.astype(np.int32)))
-    node = _node("QLinearConv", inputs, quantize.output[0], name=conv.name)
-    node.attribute.extend(conv.attribute)
+        bias = units.astype(np.int32)
+    return _Layer(node, data, graph.values.constants[weights.input[0]].astype(np.int8), weight_scale, bias)
+
+
+def _layer_inputs(rewriting: _Rewriting, layer: _Layer) -> tuple[list[str], list[str]]:
+    """Names of data and weights, each with scale and zero point, and of the bias, as all integer kernels want them."""
+    graph, name = rewriting.graph, layer.node.name or layer.node.output[0]
+    weights = [
+        graph.constant(f"{name}/weight_int8", layer.weight),
+        graph.constant(f"{name}/weight_scale", layer.weight_scale),
+        graph.constant(f"{name}/weight_zero_point", np.zeros(layer.weight_scale.shape, np.int8)),
+    ]
+    return [*layer.data, *weights], [] if layer.bias is None else [graph.constant(f"{name}/bias_int32", layer.bias)]
+
+
+def _integer_convolution(rewriting: _Rewriting, layer: _Layer, quantize: NodeProto) -> NodeProto:
+    operands, bias = _layer_inputs(rewriting, layer)
+    inputs = [*operands, *rewriting.result(quantize), *bias]
+    node = new_node("QLinearConv", inputs, quantize.output[0], name=layer.node.name)
+    node.attribute.extend(layer.node.attribute)
     return node
 
 
-def _integer_addition(graph: _Graph, add: NodeProto, quantize: NodeProto, zero_points: Mapping[str, int]) -> NodeProto | None:
+def _integer_product(rewriting: _Rewriting, layer: _Layer, quantize: NodeProto) -> NodeProto:
+    operands, bias = _layer_inputs(rewriting, layer)
+    inputs = [*operands, *(bias or [""]), *rewriting.result(quantize)]
+    node = new_node("QGemm", inputs, quantize.output[0], name=layer.node.name, domain=_CONTRIB)
+    node.attribute.extend(layer.node.attribute)
+    return node
+
+
+def _integer_transposed_convolution(rewriting: _Rewriting, layer: _Layer, quantize: NodeProto) -> list[NodeProto] | None:
+    """QLinearConv to channels for each phase of the stride, which are then interleaved; None for what that does not express.
+
+    Output row r * stride + phase sums up input row r - q times kernel row phase + q * stride, q from 0 on.
+    """
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in layer.node.attribute}
+    stride, *others = attributes.get("strides", [1, 1])
+    dilated = any(step != 1 for step in attributes.get("dilations", []))
+    sized = attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in attributes
+    if others != [stride] or dilated or sized or attributes.get("group", 1) != 1:
+        return None
+    channels_in, channels, *kernel = layer.weight.shape
+    reach = [-(-size // stride) for size in kernel]
+    spread = np.zeros((channels_in, channels, reach[0] * stride, reach[1] * stride), np.int8)
+    spread[:, :, : kernel[0], : kernel[1]] = layer.weight
+    phases = spread.reshape(channels_in, channels, reach[0], stride, reach[1], stride)[:, :, ::-1, :, ::-1]
+    weight = phases.transpose(3, 5, 1, 0, 2, 4).reshape(stride**2 * channels, channels_in, *reach)
+    pads, padding = attributes.get("pads", [0] * 4), attributes.get("output_padding", [0, 0])
+    cut = [*pads[:2], *(reach[axis] * stride - kernel[axis] - padding[axis] + pads[axis + 2] for axis in (0, 1))]
+    if min(cut) < 0:
+        return None
+    # what is cut by whole input rows is not computed at all
+    whole = [min(cut[side] // stride, reach[side % 2] - 1) for side in range(4)]
+    cut = [cut[side] - whole[side] * stride for side in range(4)]
+    by_phase = _Layer(
+        layer.node,
+        layer.data,
+        np.ascontiguousarray(weight),
+        np.tile(layer.weight_scale, stride**2),
+        None if layer.bias is None else np.tile(layer.bias, stride**2),
+    )
+    graph, output = rewriting.graph, quantize.output[0]
+    operands, bias = _layer_inputs(rewriting, by_phase)
+    convolution = new_node(
+        "QLinearConv", [*operands, *rewriting.result(quantize), *bias], f"{output}/phases", name=layer.node.name
+    )
+    convolution.attribute.append(helper.make_attribute("kernel_shape", reach))
+    convolution.attribute.append(helper.make_attribute("pads", [reach[side % 2] - 1 - whole[side] for side in range(4)]))
+    return [convolution, *_interleaved_phases(graph, convolution.output[0], output, stride, cut)]
+
+
+def _interleaved_phases(graph: IntegerGraph, phases: str, output: str, stride: int, cut: list[int]) -> list[NodeProto]:
+    """DepthToSpace of channels (row phase, column phase, channel), cropped at the top, left, bottom and right.
+
+    Channels last, for `_repeated_pixels`' reason: 0.1 ns a value, for 1.2 ns of DepthToSpace.
+    """
+    split = graph.constant(f"rust_edge/split_{stride}", np.array([0, 0, 0, stride, -1], np.int64))
+    factors = graph.constant(f"rust_edge/factors_{stride}", np.array([1, stride, stride, 1], np.int64))
+    divisors = graph.constant(f"rust_edge/divisors_{stride}", np.array([1, 1, 1, stride**2], np.int64))
+    nodes = [
+        _transposed(phases, f"{output}/pixels", _CHANNELS_LAST),
+        new_node("Reshape", [f"{output}/pixels", split], f"{output}/split"),
+        _transposed(f"{output}/split", f"{output}/in_rows", (0, 1, 3, 2, 4)),
+        new_node("Shape", [f"{output}/pixels"], f"{output}/size"),
+        new_node("Mul", [f"{output}/size", factors], f"{output}/larger_size"),
+        new_node("Div", [f"{output}/larger_size", divisors], f"{output}/spread_size"),
+        new_node("Reshape", [f"{output}/in_rows", f"{output}/spread_size"], f"{output}/channels_last"),
+    ]
+    if any(cut):
+        ends = [-size if size else np.iinfo(np.int64).max for size in cut[2:]]
+        bounds = (("from", cut[:2]), ("to", ends), ("axes", [1, 2]))
+        named = [graph.constant(f"{output}/{what}", np.array(values, np.int64)) for what, values in bounds]
+        nodes.append(new_node("Slice", [nodes[-1].output[0], *named], f"{output}/cropped"))
+    nodes.append(_transposed(nodes[-1].output[0], output, _CHANNELS_FIRST))
+    return nodes
+
+
+def _integer_addition(rewriting: _Rewriting, add: NodeProto, quantize: NodeProto) -> list[NodeProto] | None:
     """QLinearAdd for DQ, DQ -> Add -> [Relu] -> Q; None where an operand is not quantized."""
-    inputs: list[str] = []
-    for name in add.input:
-        data = graph.activation_dq(name)
-        if data is None:
-            return None
-        inputs += [*data.input[:2], graph.zero_point(zero_points[data.input[0]])]
-    inputs += [quantize.input[1], graph.zero_point(zero_points[quantize.output[0]])]
-    return _node("QLinearAdd", inputs, quantize.output[0], name=add.name, domain="com.microsoft")
+    operands = [rewriting.operand(name) for name in add.input]
+    if operands[0] is None or operands[1] is None:
+        return None
+    inputs = [*operands[0], *operands[1], *rewriting.result(quantize)]
+    return [new_node("QLinearAdd", inputs, quantize.output[0], name=add.name, domain=_CONTRIB)]
 
 
-def _image_under(graph: _Graph, tensor: str) -> str:
+def _image_under(graph: IntegerGraph, tensor: str) -> str:
     while tensor not in graph.values.images:
         tensor = next(name for name in graph.values.producers[tensor].input if not graph.is_constant(name))
     return tensor
-
-
-def _node(kind: str, inputs: list[str], output: str, name: str = "", domain: str = "") -> NodeProto:
-    return helper.make_node(kind, inputs, [output], name=name or output, domain=domain)
-
-
-def _live(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """The nodes that the outputs depend on, in their order."""
-    needed = set(outputs)
-    kept: list[NodeProto] = []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    return kept[::-1]
 
 
 def _free_height_and_width(model: onnx.ModelProto) -> None:

@@ -2,57 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from torch import nn
 
-from torch import Tensor, nn
-
+from edge.manifest import Resize
 from export.errors import ExportError
+from export.networks.architecture import Architecture
 from export.networks.gate import SteelGate
+from export.networks.grey_input import IMAGENET, UNIT
+from export.networks.keras_networks import keras_architectures
+from export.networks.library import GENERIC_NAMES, PITS_UNETPP, library_architecture, settle
+from export.networks.pits_unet import build_pits_unet
+from export.networks.rust_cnn import build_rust_cnn
+from export.networks.state_shapes import StateDict, shape_at
 from export.networks.unet import SteelUNet
 
-StateDict = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A network that can be built from a state dict alone.
-
-    build(state) makes the network with the widths and the number of classes that the state dict has; it need not fit.
-    classes: of the shipped training; a checkpoint with another number of them needs `--classes`.
-    stride: multiple that the input's height and width must be. reduce: strip pixels per input pixel.
-    tile: height and width of a classifier's tile after `reduce`, or of a segmenter's core without its halo.
-    """
-
-    name: str
-    kind: Literal["segmenter", "classifier"]
-    summary: str
-    build: Callable[[StateDict], nn.Module]
-    classes: tuple[str, ...]
-    activation: Literal["softmax", "sigmoid"]
-    tile: int
-    stride: int
-    reduce: int = 1
+__all__ = ["ARCHITECTURES", "GENERIC_NAMES", "Architecture", "StateDict", "find_architecture", "settle"]
 
 
 def _build_unet(state: StateDict) -> nn.Module:
     names = ("stem.0.weight", "encoder_4.0.0.weight", "encoder_8.0.0.weight", "encoder_16.0.0.weight")
-    top, middle, low, deep = (_channels(state, name) for name in names)
-    return SteelUNet(classes=max(2, _channels(state, "head.weight") // 4), widths=(top, middle, low, deep))
+    top, middle, low, deep = (shape_at(state, name, 4)[0] for name in names)
+    return SteelUNet(classes=max(2, shape_at(state, "head.weight", 4)[0] // 4), widths=(top, middle, low, deep))
 
 
 def _build_gate(state: StateDict) -> nn.Module:
-    first, second, third = (_channels(state, f"features.{index}.0.weight") for index in (0, 3, 5))
+    first, second, third = (shape_at(state, f"features.{index}.0.weight", 4)[0] for index in (0, 3, 5))
     return SteelGate(widths=(first, second, third))
-
-
-def _channels(state: StateDict, name: str) -> int:
-    weight = state.get(name)
-    if weight is None or weight.ndim != 4:
-        got = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
-        raise ExportError(f"checkpoint holds {got} at {name}, expected the weights of a convolution")
-    return int(weight.shape[0])
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -65,7 +40,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=_build_unet,
             classes=("background", "inclusion", "patches", "scratches"),
             activation="softmax",
-            tile=256,
+            tile=(256, 256),
             stride=SteelUNet.stride,
         ),
         Architecture(
@@ -75,16 +50,45 @@ ARCHITECTURES: dict[str, Architecture] = {
             build=_build_gate,
             classes=("clean", "defect"),
             activation="sigmoid",
-            tile=128,
+            tile=(128, 128),
             stride=SteelGate.stride,
             reduce=2,
         ),
+        Architecture(
+            name="rust-cnn",
+            kind="classifier",
+            summary="rust or no rust, state dict; tiles resized to 32x32, ImageNet's normalisation",
+            build=build_rust_cnn,
+            classes=("clean", "rust"),
+            activation="softmax",
+            tile=(32, 32),
+            normalisation=IMAGENET,
+            preparation=(Resize(method="linear"),),
+        ),
+        Architecture(
+            name="pits-unet",
+            kind="segmenter",
+            summary="plain U-Net of corrosion particles, state dict; one grey channel / 255",
+            build=build_pits_unet,
+            classes=("background", "particle"),
+            activation="sigmoid",
+            tile=(224, 224),
+            normalisation=UNIT,
+            pixel_threshold=0.5,
+        ),
+        PITS_UNETPP,
+        *keras_architectures(Architecture),
     )
 }
 
 
 def find_architecture(name: str) -> Architecture:
-    """The architecture of that name. Raises ExportError."""
-    if name not in ARCHITECTURES:
-        raise ExportError(f"no architecture {name!r}; expected one of {', '.join(ARCHITECTURES)} (`rust-edge export --list`)")
-    return ARCHITECTURES[name]
+    """The architecture of that name; `smp-unet:ENCODER`, `smp-unetpp:ENCODER` and `timm:MODEL` name any network of a library.
+
+    Raises ExportError.
+    """
+    architecture = ARCHITECTURES.get(name) or library_architecture(name)
+    if architecture is None:
+        known = ", ".join((*ARCHITECTURES, *GENERIC_NAMES))
+        raise ExportError(f"no architecture {name!r}; expected one of {known} (`rust-edge export --list`)")
+    return architecture

@@ -103,9 +103,9 @@ def test_all_faults_of_a_manifest_are_told_at_once_each_with_got_and_expected(se
 
 
 def test_a_newer_format_is_named_as_such_whatever_else_it_holds(segmenter: Path) -> None:
-    edit(segmenter, lambda document: document.update(format_version=2, shape_of_things_to_come=True))
+    edit(segmenter, lambda document: document.update(format_version=3, shape_of_things_to_come=True))
     message = fault(segmenter)
-    assert "format version 2, this rust-edge reads up to 1: update rust-edge" in message
+    assert "format version 3, this rust-edge reads up to 2: update rust-edge" in message
     assert "shape_of_things_to_come" not in message
 
 
@@ -207,12 +207,12 @@ def test_scores_within_the_tolerance_pass_and_only_undecided_labels_may_differ()
     golden = Golden(np.zeros((8, 4, 4), np.uint8), scores.astype(np.float16), scores.argmax(axis=1).astype(np.uint8), 1)
     nudged = scores.copy()
     nudged[:, 1] += 0.05
-    answer = compare_golden(golden, nudged)
+    answer = compare_golden(golden, nudged, "softmax", "logits")
     assert answer.max_difference == pytest.approx(0.05 / 20, rel=0.01)
     assert (answer.outliers, answer.changed) == (0.0, 0)
     flipped = scores.copy()
     flipped[7, :, 3, 3] = 10.0, -10.0
-    assert compare_golden(golden, flipped).changed == 1
+    assert compare_golden(golden, flipped, "softmax", "logits").changed == 1
 
 
 def test_an_int8_engine_may_round_a_few_scores_otherwise_a_float_one_may_not(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from toy_engines import steel, write_gate, write_segmenter
+from toy_engines import (
+    range_logits,
+    relative_logits,
+    steel,
+    write_gate,
+    write_range_classifier,
+    write_relative_segmenter,
+    write_segmenter,
+)
 
 from edge.bundle import open_bundle
 from edge.cli import main
@@ -127,6 +135,118 @@ def test_a_gate_is_judged_by_folders_named_as_its_classes(capsys: pytest.Capture
     assert figures["recall"] == 1.0
 
 
+def test_an_image_is_one_tile_where_tiles_of_no_stated_size_are_resized(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    classifier = str(write_range_classifier(tmp_path / "classifier", preparation=[{"kind": "resize"}]))
+    half_light = steel(90, 70)
+    half_light[:, 35:] = 250
+    write(tmp_path / "images" / "light" / "a.png", half_light)
+    write(tmp_path / "images" / "clean" / "b.png", steel(33, 210))
+    write(tmp_path / "images" / "gloomy" / "c.png", half_light)
+    figures = evaluate(capsys, "--bundle", classifier, "--images", str(tmp_path / "images"))
+    assert range_logits(cv2.resize(half_light, (32, 32))).argmax() == 1
+    assert figures["tiles"] == 3
+    assert figures["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+
+
+def test_an_image_is_cut_into_the_tiles_that_the_bundle_states_each_prepared_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    steps = [{"kind": "clahe", "clip_limit": 8.0}, {"kind": "resize"}]
+    classifier = str(write_range_classifier(tmp_path / "classifier", preparation=steps, strip_tile=[40, 50]))
+    image = np.random.default_rng(8).integers(90, 170, (100, 130), dtype=np.uint8)
+    image[:, 100:] //= 4
+    answers = []
+    padded = np.pad(image, ((0, 20), (0, 20)), mode="reflect")
+    for line in range(0, 120, 40):
+        for column in range(0, 150, 50):
+            tile = np.ascontiguousarray(padded[line : line + 40, column : column + 50])
+            equalized = cv2.createCLAHE(clipLimit=8.0, tileGridSize=(8, 8)).apply(tile)
+            answers.append(int(range_logits(cv2.resize(equalized, (32, 32))).argmax()))
+    assert len(set(answers)) > 1
+    write(tmp_path / "images" / "clean" / "a.png", image)
+    figures = evaluate(capsys, "--bundle", classifier, "--images", str(tmp_path / "images"))
+    assert figures["confusion"][0] == [answers.count(index) for index in range(3)]
+
+
+def test_a_stated_score_decides_before_the_most_probable_class(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    stated = {"score": 0.05, "recall": 1.0, "passed_clean": 0.1}
+    write(tmp_path / "images" / "light" / "a.png", steel(32, 32, (0, 0, 32, 32, 144)))
+    for name, gate, called in (("shy", None, 0), ("strict", stated, 1)):
+        classifier = str(write_range_classifier(tmp_path / name, gate=gate))
+        figures = evaluate(capsys, "--bundle", classifier, "--images", str(tmp_path / "images"))
+        assert figures["confusion"][1] == [1 - called, called, 0]
+
+
+@pytest.mark.parametrize("strip_tile", [None, [60, 45]])
+def test_a_segmenter_of_whole_tiles_sees_them_as_a_station_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, strip_tile: list[int] | None
+) -> None:
+    steps = [{"kind": "resize"}]
+    segmenter = str(write_relative_segmenter(tmp_path / "unet", preparation=steps, strip_tile=strip_tile, pixel_threshold=0.6))
+    image = np.random.default_rng(8).integers(60, 200, (110, 90), dtype=np.uint8)
+    lines, columns = strip_tile or image.shape
+    padded = np.pad(image, ((0, -110 % lines), (0, 0)), mode="reflect")
+    expected = np.zeros_like(padded)
+    for line in range(0, len(padded), lines):
+        for column in range(0, 90, columns):
+            tile = np.ascontiguousarray(padded[line : line + lines, column : column + columns])
+            logits = relative_logits(cv2.resize(tile, (32, 32)))[0]
+            mask = (1 / (1 + np.exp(-logits.astype(np.float64))) >= 0.6).astype(np.uint8)
+            here = slice(line, line + lines), slice(column, column + columns)
+            expected[here] = cv2.resize(mask, (columns, lines), interpolation=cv2.INTER_NEAREST)
+    assert expected.any()
+    write(tmp_path / "images" / "a.png", image)
+    write(tmp_path / "masks" / "a.png", expected[:110])
+    figures = evaluate(capsys, "--bundle", segmenter, "--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"))
+    assert figures["mean_iou"] == 1.0
+    assert figures["pixels"] == image.size
+
+
+def write_table(path: Path, *rows: str) -> str:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_classes_come_from_a_table_by_path_or_by_name(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "b/2.png"):
+        write(tmp_path / "images" / name, steel(32, 32, (9, 9, 2, 2, DARK)))
+    labels = write_table(tmp_path / "labels.csv", "class,note,image", "defect,,a/1.png", "clean,x,b/1.png", "defect,,2.png")
+    figures = evaluate(capsys, "--bundle", gate, "--images", str(tmp_path / "images"), "--labels", labels)
+    assert figures["confusion"] == [[0, 1], [0, 2]]
+
+
+def test_folders_can_be_asked_for_by_name(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
+    write(tmp_path / "clean" / "a.png", steel(32, 32))
+    assert evaluate(capsys, "--bundle", gate, "--images", str(tmp_path), "--labels", "folders")["accuracy"] == 1.0
+
+
+def test_faults_of_a_table_name_its_row(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
+    images, table = tmp_path / "images", tmp_path / "labels.csv"
+    for name in ("a/1.png", "b/1.png"):
+        write(images / name, steel(32, 32))
+
+    def told(*rows: str) -> str:
+        labels = write_table(table, *rows)
+        return fault(capsys, 2, "--bundle", gate, "--images", str(images), "--labels", labels)
+
+    both = "a/1.png,clean", "b/1.png,defect"
+    assert told("image,label", *both) == f"{table}: got the columns image, label; expected image and class"
+    assert told("image,class", *both, "c.png,clean") == (
+        f"{table}:4: image: got 'c.png'; expected the path of one image below {images}"
+    )
+    assert told("image,class", "1.png,clean") == f"{table}:2: image: got '1.png'; expected the path of one image below {images}"
+    assert told("image,class", "a/1.png,rusty") == f"{table}:2: class: got 'rusty'; expected clean or defect"
+    assert told("image,class", both[0], both[0]) == (
+        f"{table}:3: image: got 'a/1.png' a second time; expected one row for each image"
+    )
+    assert told("image,class", both[0]) == f"{images}/b/1.png: no row in {table}; expected one for each image below {images}"
+    table.unlink()
+    arguments = ("--bundle", gate, "--images", str(images), "--labels", str(table))
+    assert fault(capsys, 2, *arguments).startswith(f"{table}: cannot be read (")
+
+
 def test_an_undefined_figure_is_null(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
     write(tmp_path / "clean" / "a.png", steel(32, 32))
     assert evaluate(capsys, "--bundle", gate, "--images", str(tmp_path))["recall"] is None
@@ -135,7 +255,8 @@ def test_an_undefined_figure_is_null(capsys: pytest.CaptureFixture[str], gate: s
 def test_a_folder_that_is_no_class_is_a_fault(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
     write(tmp_path / "rusty" / "a.png", steel(32, 32))
     assert fault(capsys, 2, "--bundle", gate, "--images", str(tmp_path)) == (
-        f"{tmp_path}/rusty/a.png: lies in a folder named rusty; expected clean or defect, or masks: --masks DIR"
+        f"{tmp_path}/rusty/a.png: lies in a folder named rusty; expected clean or defect, "
+        "a table: --labels FILE.csv, or masks: --masks DIR"
     )
 
 

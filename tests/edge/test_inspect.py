@@ -131,12 +131,14 @@ def test_a_cascade_finds_the_same_where_the_gate_lets_through(bench: Bench) -> N
 def test_all_files_are_the_same_bytes_however_the_lines_are_cut(bench: Bench, cascade: bool) -> None:
     found = []
     for cut in (1, 37, 4096):
-        names = ["m.png", "o.png", "d.csv", "r.csv"]
+        names = ["m.png", "o.png", "d.csv", "r.csv", "c.csv"]
         files = [bench.out(f"{cut}-{name}") for name in names]
         gate = ["--gate", str(bench.path / "gate")] if cascade else []
-        arguments = [word for pair in zip(("--mask", "--overlay", "--csv", "--rle"), files, strict=True) for word in pair]
+        arguments = [
+            word for pair in zip(("--mask", "--overlay", "--csv", "--rle", "--contours"), files, strict=True) for word in pair
+        ]
         bench.inspect(*arguments, *gate, "--set", f"source.frame_lines={cut}", "--set", f"tiling.batch={cut % 5 + 1}")
-        found.append([Path(file).read_bytes() for file in files])
+        found.append([Path(file).read_bytes() for file in [*files, bench.out(f"{cut}-c.fractions.csv")]])
     assert found[0] == found[1] == found[2]
 
 
@@ -175,6 +177,12 @@ def test_what_this_run_writes_is_never_its_input(bench: Bench, capsys: pytest.Ca
     [
         (["--mask", "{out}/f.png", "--overlay", "{out}/f.png"], 2, "--overlay: got {out}/f.png, which --mask writes too"),
         (["--csv", "{path}/images"], 2, "--csv: got {path}/images, which is to be inspected"),
+        (["--contours", "{out}/f.txt"], 2, "--contours: got {out}/f.txt; expected a name that ends in .csv or .xlsx"),
+        (
+            ["--contours", "{out}/f.csv", "--rle", "{out}/f.fractions.csv"],
+            2,
+            "--contours (fractions): got {out}/f.fractions.csv, which --rle writes too",
+        ),
         (["--csv", "{path}/gate"], 2, "--csv: got {path}/gate, which is no file"),
         (["--csv", "{path}/images/a.png/d.csv"], 2, "--csv: got {path}/images/a.png/d.csv, which cannot be written"),
         (["--set", "tiling.batch=0"], 2, "command line: tiling.batch: got 0; expected at least 1"),
@@ -205,7 +213,10 @@ def test_an_image_that_does_not_belong_leaves_nothing_half_written(
     old = Path(bench.out("m.png"))
     old.parent.mkdir()
     old.write_bytes(b"old")
-    bench.inspect("--mask", bench.out("m.png"), "--events", bench.out("e.jsonl"), "--overlay", bench.out("o.png"), code=4)
+    tables = ["--contours", bench.out("c.xlsx"), "--rle", bench.out("r.csv")]
+    bench.inspect(
+        "--mask", bench.out("m.png"), "--events", bench.out("e.jsonl"), "--overlay", bench.out("o.png"), *tables, code=4
+    )
     assert str(last) in capsys.readouterr().err
     assert [path.name for path in old.parent.iterdir()] == ["m.png"]
     assert old.read_bytes() == b"old"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_what_was_there_stays_where_the_work_fails(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f.csv"]
+
+
+def test_a_disk_that_takes_no_more_leaves_no_part_behind(tmp_path: Path) -> None:
+    def write_too_much() -> None:
+        with OutputFile(tmp_path / "f.csv", "--csv") as output:
+            output.file.write(bytes(2000))  # waits in the buffer
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Classes and confidences from logits."""
+"""Classes and confidences from what an engine answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.scores import classify, gate_scores
+from edge.scores import Reading, classify, gate_scores, probabilities
 
 logits = st.floats(-30, 30, width=32)
 
@@ -106,3 +106,54 @@ def test_gate_probability_is_that_of_any_defect_and_independent_of_the_batch(row
 
 def test_gate_probability_keeps_its_digits_where_a_defect_is_unlikely():
     assert gate_scores(np.array([[20.0, 0.0]], np.float32), "softmax")[0] == pytest.approx(2.061e-9, rel=1e-3)
+
+
+@given(seed=st.integers(0, 99), channels=st.integers(1, 5), level=st.sampled_from([0.0, 0.01, 0.3, 0.6, 0.99, 1.0]))
+def test_a_sigmoid_class_is_there_from_the_level_on(seed, channels, level):
+    scores = np.random.default_rng(seed).normal(size=(channels, 13, 17)).astype(np.float32) * 3
+    mask, confidence = classify(scores, "sigmoid", level=level)
+    probability = 1 / (1 + np.exp(-scores.astype(np.float64)))
+    found = probability.max(axis=0) >= level
+    np.testing.assert_array_equal(mask, np.where(found, scores.argmax(axis=0) + 1, 0))
+    assert np.abs(confidence - np.where(found, probability.max(axis=0) * 255, 0)).max() <= 0.5 + 1e-6
+
+
+@given(seed=st.integers(0, 99), channels=st.integers(2, 5), activation=st.sampled_from(["softmax", "sigmoid"]))
+def test_probabilities_give_what_their_logits_give(seed, channels, activation):
+    scores = planes(np.random.default_rng(seed), channels, 23, 31)
+    known = probabilities(scores, activation)
+    assert known.dtype == np.float32
+    exact = softmax(scores) if activation == "softmax" else 1 / (1 + np.exp(-scores.astype(np.float64)))
+    np.testing.assert_allclose(known, exact, atol=1e-7)
+    expected, got = classify(scores, activation, level=0.4), classify(known, activation, "probabilities", 0.4)
+    ordered = np.sort(known, axis=0)
+    decided = (ordered[-1] - ordered[-2] > 1e-6) & (np.abs(known - 0.4).min(axis=0) > 1e-6)
+    np.testing.assert_array_equal(got[0][decided], expected[0][decided])
+    assert np.abs(got[1].astype(int) - expected[1])[decided].max() <= 1
+    tiles = scores.reshape(channels, -1).T
+    np.testing.assert_allclose(
+        gate_scores(known.reshape(channels, -1).T, activation, "probabilities"), gate_scores(tiles, activation), atol=1e-6
+    )
+
+
+def test_a_mask_is_taken_as_it_is_but_for_the_background_s_confidence():
+    answer = np.array([[[0, 2, 1]], [[250, 3, 0]]], np.uint8)
+    mask, confidence = classify(answer, "softmax", "mask")
+    assert (mask.tolist(), confidence.tolist()) == ([[0, 2, 1]], [[0, 3, 0]])
+    assert not np.shares_memory(mask, answer)
+    with pytest.raises(ValueError, match="expected logits or probabilities"):
+        probabilities(answer, "softmax", "mask")
+
+
+@given(rows=st.lists(st.tuples(logits, logits, logits), min_size=1, max_size=30), score=st.sampled_from([0.01, 0.3, 0.9]))
+def test_from_a_stated_score_on_a_tile_is_of_its_most_probable_kind_of_defect(rows, score):
+    scores = np.array(rows, np.float32)
+    for activation in ("softmax", "sigmoid"):
+        for row, defect in zip(scores, gate_scores(scores, activation), strict=True):
+            mask, confidence = Reading(activation, defective_from=score).classes(row[:, None, None])
+            known = probabilities(row, activation)
+            first = 0 if activation == "sigmoid" else 1
+            if defect >= np.float32(score):
+                assert (mask.item(), confidence.item()) == (row[first:].argmax() + 1, np.rint(known[first:].max() * 255))
+            else:
+                assert (mask.item(), confidence.item()) == (0, 0)

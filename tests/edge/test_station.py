@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from toy_engines import write_gate, write_segmenter
+from toy_engines import write_gate, write_range_classifier, write_relative_segmenter, write_segmenter
 
 from edge.bundle import open_bundle
 from edge.cli import main
@@ -64,7 +64,7 @@ def test_a_low_threshold_above_the_bundles_high_one_is_a_fault(bundles: tuple[st
 def test_gate_and_segmenter_in_each_others_place_are_faults(bundles: tuple[str, str]) -> None:
     segmenter, gate = bundles
     assert faults_of((gate, segmenter))[:2] == [
-        f"bundle: got {gate}, a classifier; expected a segmenter",
+        f"bundle: got {gate}, a classifier; expected a segmenter, or mode: tiles",
         f"gate: got {segmenter}, a segmenter; expected a classifier",
     ]
 
@@ -83,6 +83,114 @@ def test_streaming_by_name_of_a_network_that_cannot_is_a_fault_and_by_default_is
     assert faults_of(bundles, mode="dense", dense="streaming") == [
         f"dense: got streaming; {bundles[0]} cannot stream: expected slabs"
     ]
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Bundles that run on tiles."""
+    folder = tmp_path_factory.mktemp("tiled")
+    steps = [{"kind": "clahe", "clip_limit": 10.0}, {"kind": "resize"}]
+    return {
+        "prepared": str(write_relative_segmenter(folder / "prepared", preparation=steps, strip_tile=[48, 200])),
+        "whole": str(write_relative_segmenter(folder / "whole", whole_tile="encoder.se.pool (GlobalAveragePool)")),
+        "halved": str(write_relative_segmenter(folder / "halved", input={"tile_height": 32, "tile_width": 32, "reduce": 2})),
+        "classifier": str(write_range_classifier(folder / "classifier")),
+        "resizing gate": str(write_gate(folder / "gate", preparation=[{"kind": "resize"}])),
+        "probable": str(write_relative_segmenter(folder / "probable", head="probabilities", pixel_threshold=0.6)),
+        "mask": str(write_segmenter(folder / "mask", head="mask")),
+    }
+
+
+def tile_faults(bundle: str, gate: str | None = None, tiling: dict[str, Any] | None = None, **keys: Any) -> list[str]:
+    return faults_of((bundle, ""), gate=gate, tiling=tiling or {}, **({"mode": "tiles"} | keys))
+
+
+def test_what_prepares_or_looks_at_whole_tiles_runs_in_mode_tiles_alone(bundles: tuple[str, str], tiled: dict[str, str]) -> None:
+    reasons = {
+        "prepared": "prepares each tile by itself (clahe, resize)",
+        "whole": "looks at a whole tile at once (encoder.se.pool (GlobalAveragePool))",
+        "halved": "wants tiles averaged over 2 x 2 px",
+    }
+    for name, reason in reasons.items():
+        assert tile_faults(tiled[name]) == []
+        for mode, gate in (("dense", None), ("cascade", bundles[1])):
+            expected = f"mode: got {mode}; {tiled[name]} {reason}: expected mode: tiles"
+            assert expected in tile_faults(tiled[name], gate, mode=mode)
+    assert tile_faults(tiled["classifier"]) == []
+    assert tile_faults(bundles[0], tiled["resizing gate"], mode="cascade") == [
+        f"gate: got {tiled['resizing gate']}, which prepares each tile by itself (resize); "
+        "expected one that does not, or mode: tiles"
+    ]
+
+
+def test_a_tile_of_another_size_than_the_engine_s_needs_a_resize(tiled: dict[str, str]) -> None:
+    size = {"tile_lines": 48, "tile_columns": 32}
+    assert tile_faults(tiled["whole"], tiling=size) == [
+        f"tiling.tile_lines: got 48; {tiled['whole']} has no resize step: expected 32, or none"
+    ]
+    assert tile_faults(tiled["halved"], tiling=size) == [
+        f"tiling.tile_lines: got 48; {tiled['halved']} has no resize step: expected 64, or none",
+        f"tiling.tile_columns: got 32; {tiled['halved']} has no resize step: expected 64, or none",
+    ]
+    assert tile_faults(tiled["prepared"], tiling=size) == []
+
+
+def test_a_step_beyond_the_tile_is_a_fault(tiled: dict[str, str]) -> None:
+    assert tile_faults(tiled["prepared"], tiling={"step_lines": 49, "step_columns": 200}) == [
+        "tiling.step_lines: got 49; expected at most 48, a tile: what lies between two is not seen"
+    ]
+
+
+def test_cores_need_the_same_margin_at_both_sides(tiled: dict[str, str]) -> None:
+    assert tile_faults(tiled["prepared"], tiling={"step_columns": 101}) == [
+        "tiling.step_columns: got 101, and tiles of 200; merge core has the same margin at both sides: "
+        "expected 100 or 102, or merge: union"
+    ]
+    assert tile_faults(tiled["prepared"], tiling={"step_columns": 101, "merge": "union"}) == []
+
+
+def test_a_mask_has_no_mean_and_no_threshold(tiled: dict[str, str]) -> None:
+    assert tile_faults(tiled["mask"], tiling={"merge": "mean", "pixel_threshold": 0.4}) == [
+        f"tiling.pixel_threshold: got 0.4; {tiled['mask']} answers with classes that its engine has decided on: expected none",
+        f"tiling.merge: got mean; {tiled['mask']} answers with classes, not probabilities: expected core or union",
+    ]
+
+
+def test_a_pixel_threshold_is_for_sigmoid_segmenters(bundles: tuple[str, str], tiled: dict[str, str]) -> None:
+    tiling = {"pixel_threshold": 0.4}
+    assert tile_faults(tiled["whole"], tiling=tiling) == []
+    assert tile_faults(tiled["classifier"], tiling=tiling) == [
+        f"tiling.pixel_threshold: got 0.4; {tiled['classifier']} is a classifier: expected tiling.gate_threshold"
+    ]
+    assert tile_faults(bundles[0], tiling=tiling, mode="dense", chunk_lines=32) == [
+        f"tiling.pixel_threshold: got 0.4; {bundles[0]} has one probability for each class and the background, "
+        "the highest counts: expected none"
+    ]
+
+
+def test_a_gate_of_tiles_takes_the_station_s_tiles(bundles: tuple[str, str], tiled: dict[str, str]) -> None:
+    assert tile_faults(tiled["prepared"], tiled["resizing gate"]) == []
+    assert tile_faults(tiled["whole"], bundles[1]) == []
+    assert tile_faults(tiled["prepared"], bundles[1]) == [
+        f"gate: got {bundles[1]}, whose tiles are 32 x 32 px, without a resize step; expected one for tiles of 48 x 200 px"
+    ]
+    silent = tiled["classifier"]
+    assert tile_faults(tiled["whole"], silent) == [
+        f"tiling.gate_threshold: got none, and {silent} states none; expected a value from 0 to 1"
+    ]
+    assert tile_faults(tiled["whole"], silent, {"gate_threshold": 0.01}) == []
+
+
+def test_keys_that_a_mode_does_not_have_are_faults(bundles: tuple[str, str], tiled: dict[str, str]) -> None:
+    assert tile_faults(tiled["whole"], tiling={"halo": 8, "gate_threshold": 0.5}) == [
+        "tiling.halo: got 8, and mode tiles; expected none, and steps smaller than the tile",
+        "tiling.gate_threshold: got 0.5, and no gate; expected a gate, or none",
+    ]
+    assert faults_of(bundles, tiling={"step_lines": 16, "merge": "union"}) == [
+        "tiling.step_lines: got 16, and mode cascade; expected mode: tiles, or none",
+        "tiling.merge: got union, and mode cascade; expected mode: tiles, or none",
+    ]
+    assert tile_faults(tiled["classifier"], tiling={"gate_threshold": 0.5}) == []
 
 
 def test_files_that_are_not_there_are_faults(bundles: tuple[str, str], tmp_path: Path) -> None:

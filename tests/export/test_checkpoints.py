@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_checkpoints import random_gate, trained_unet
 
-from export.checkpoints import Checkpoint, load_network, read_checkpoint
+from export.checkpoints import Checkpoint, StateContent, load_network, read_checkpoint
 from export.errors import ExportError
 from export.networks import find_architecture
 
@@ -87,7 +87,7 @@ def test_layers_that_do_not_fit_are_named_first_ones_first() -> None:
     del state["lateral_8.0.weight"]
     state["attention.weight"] = torch.zeros(4)
     with pytest.raises(ExportError) as caught:
-        load_network(Checkpoint("mine.pt", "", state), find_architecture("steel-unet"))
+        load_network(Checkpoint("mine.pt", "", StateContent(state)), find_architecture("steel-unet"))
     message = str(caught.value)
     assert "encoder_2.0.weight is (8, 8, 5, 5), expected (8, 8, 3, 3)" in message
     assert "lateral_8.0.weight is missing" in message
@@ -96,14 +96,14 @@ def test_layers_that_do_not_fit_are_named_first_ones_first() -> None:
 
 def test_the_architecture_that_would_fit_is_suggested() -> None:
     with pytest.raises(ExportError, match="it would fit --arch steel-unet"):
-        load_network(Checkpoint("mine.pt", "", trained_unet().state_dict()), find_architecture("steel-gate"))
+        load_network(Checkpoint("mine.pt", "", StateContent(trained_unet().state_dict())), find_architecture("steel-gate"))
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
     state = dict(random_gate().state_dict())
     state["head.bias"] = torch.full((1,), float("nan"))
     with pytest.raises(ExportError, match=r"head\.bias holds values that are no finite numbers"):
-        load_network(Checkpoint("mine.pt", "", state), find_architecture("steel-gate"))
+        load_network(Checkpoint("mine.pt", "", StateContent(state)), find_architecture("steel-gate"))
 
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:

@@ -99,7 +99,7 @@ def test_the_report_holds_the_manifests_figures(unet: Exported) -> None:
     assert report["summary"]["mean_iou"] == unet.bundle.manifest.quality["mean_iou"]
     assert [row["halo"] for row in report["sections"]["Halo"]] == [share.halo for share in unet.bundle.manifest.halo_shares]
     compared = {row["compared"]: row["max difference"] for row in report["sections"]["Agreement"]}
-    assert compared["torch and ONNX"] < 1e-4
+    assert compared["source and ONNX"] < 1e-4
     assert compared["tiles and stream"] < 0.01
     page = (unet.bundle.path / "report.html").read_text()
     assert "Receptive radius 100 px" in page

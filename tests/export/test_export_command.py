@@ -70,8 +70,12 @@ def test_architectures_are_listed_without_a_checkpoint(capsys: pytest.CaptureFix
         (["--arch", "resnet", "--out", "OUT"], 1, "no architecture 'resnet'; expected one of steel-unet, steel-gate"),
         (["--arch", "steel-gate", "--out", "OUT"], 1, "it would fit --arch steel-unet"),
         (["--arch", "steel-unet", "--out", "OUT"], 1, "the network tells 3 classes apart, got 4 names"),
-        (["--arch", "steel-unet", "--classes", "a,b", "--out", "OUT"], 1, "expected class indices below 2"),
-        (["--arch", "steel-unet", "--recall", "2", "--out", "OUT"], 1, "recall is 2.0"),
+        (["--arch", "steel-unet", "--classes", "a,b", "--out", "OUT"], 1, "got mask value 2; expected 0 to 1"),
+        (
+            ["--arch", "steel-unet", "--recall", "2", "--out", "OUT"],
+            2,
+            "recall: got '2'; input should be less than or equal to 1",
+        ),
     ],
 )
 def test_a_wrong_call_is_one_line_and_leaves_nothing(

@@ -170,13 +170,13 @@ def test_a_missing_range_is_named():
 
 
 def test_an_unknown_float_layer_is_named():
-    with pytest.raises(ExportError, match="no convolution or addition of the engine: thrid"):
+    with pytest.raises(ExportError, match="no layer or addition of the engine: thrid"):
         quantize(gate(), ranges_of(gate()), float_layers=["thrid"])
 
 
 def test_an_engine_with_nothing_to_quantize_is_refused():
     model = gate()
-    with pytest.raises(ExportError, match="without any convolution to quantize"):
+    with pytest.raises(ExportError, match="without any layer to quantize"):
         quantize(model, ranges_of(model), float_layers=["first", "second"])
 
 

@@ -11,7 +11,8 @@ from small_checkpoints import steel_image
 
 from export.errors import ExportError
 from export.networks import find_architecture
-from export.samples import ENOUGH, ExportData, cells, defective_tiles, gate_tiles, mosaic, read_folder, reflect
+from export.samples import ENOUGH, LARGEST_IMAGE, ExportData, defective_tiles, mosaic, read_classified, read_folder, reflect
+from export.tile_form import cells, form_of
 
 GATE = find_architecture("steel-gate")
 
@@ -60,10 +61,10 @@ def test_every_fault_of_the_folders_names_the_file(tmp_path: Path) -> None:
         read_folder(tmp_path / "absent", None, 3)
     with pytest.raises(ExportError, match="nowhere: no such folder"):
         read_folder(images, tmp_path / "nowhere", 3)
-    with pytest.raises(ExportError, match=r"0\.png: holds class 2, expected class indices below 2"):
+    with pytest.raises(ExportError, match=r"0\.png: got mask value 2; expected 0 to 1"):
         read_folder(images, masks, 2)
     cv2.imwrite(str(masks / "part/1.png"), np.zeros((40, 40), np.uint8))
-    with pytest.raises(ExportError, match=r"1\.png: mask is \(40, 40\), its image \(40, 51\)"):
+    with pytest.raises(ExportError, match=r"1\.png: got a mask of 40 x 40 px; expected 51 x 40"):
         read_folder(images, masks, 3)
     (masks / "part/1.png").unlink()
     with pytest.raises(ExportError, match=r"1\.jpg: has no mask part/1\.\*"):
@@ -102,7 +103,7 @@ def test_a_reflected_image_is_a_multiple_of_the_stride_with_the_image_at_its_mar
 @given(st.integers(2, 70), st.integers(2, 70), st.integers(2, 30))
 def test_cells_cover_every_pixel_of_an_image(height: int, width: int, side: int) -> None:
     image = np.arange(height * width).reshape(height, width)
-    found = list(cells([image], side))
+    found = list(cells(image, side, side))
     assert all(cell.shape == (side, side) for cell in found)
     assert set(np.concatenate(found, axis=None).tolist()) == set(range(height * width))
 
@@ -119,7 +120,40 @@ def test_gate_tiles_are_averaged_and_labelled_by_their_defect_pixels() -> None:
     image[:2, :2] = [[100, 110], [130, 140]]
     mask[0, :15] = 1
     mask[100, 256 : 256 + 16] = 3
-    tiles = gate_tiles([image], GATE)
+    tiles = form_of(GATE).tiles([image])
     assert (tiles.shape, tiles.dtype) == ((2, 1, 128, 128), np.uint8)
     assert tiles[0, 0, 0, 0] == 120
-    assert defective_tiles([mask], GATE, 16).tolist() == [False, True]
+    assert defective_tiles([mask], form_of(GATE), 16).tolist() == [False, True]
+
+
+def test_a_strip_is_many_images_unless_the_network_takes_it_whole(tmp_path: Path) -> None:
+    strip = np.random.default_rng(0).integers(0, 256, (LARGEST_IMAGE * 2 + 100, 300), np.uint8)
+    cv2.imwrite(str(tmp_path / "strip.png"), strip)
+    cut = read_folder(tmp_path, None, classes=2)
+    assert [image.shape for image in cut.calibration] == [(LARGEST_IMAGE, 300)] * 3
+    assert {tile.row for tile in cut.selection.chosen} == {0, LARGEST_IMAGE, LARGEST_IMAGE + 100}
+    whole = read_folder(tmp_path, None, classes=2, whole=True)
+    np.testing.assert_array_equal(whole.calibration[0], strip)
+
+
+def test_every_class_is_among_the_calibration_images_however_rare(tmp_path: Path) -> None:
+    images, masks = write_images(tmp_path, 40)
+    for number in range(40):
+        cv2.imwrite(str(masks / f"part/{number}.png"), np.full((40, 50 + number), number == 17, np.uint8))
+    data = read_folder(images, masks, classes=2)
+    assert any(tile.origin == "part/17.jpg" for tile in data.selection.chosen)
+
+
+def test_images_are_labelled_by_their_folders_or_by_a_table(tmp_path: Path) -> None:
+    for name in ("clean", "rust"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            cv2.imwrite(str(tmp_path / "images" / name / f"{number}.png"), np.full((8, 8), 10 * number, np.uint8))
+    by_folder = read_classified(tmp_path / "images", None, ("clean", "rust"))
+    assert [label for _, label in by_folder.classified] == [0, 0, 1, 1]
+    table = tmp_path / "labels.csv"
+    table.write_text("image,class\nclean/0.png,rust\nclean/1.png,clean\nrust/0.png,rust\nrust/1.png,clean\n")
+    by_table = read_classified(tmp_path / "images", table, ("clean", "rust"))
+    assert [label for _, label in by_table.classified] == [1, 0, 1, 0]
+    with pytest.raises(ExportError, match="lies in a folder named rust"):
+        read_classified(tmp_path / "images", None, ("clean", "corroded"))

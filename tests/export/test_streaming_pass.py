@@ -66,11 +66,28 @@ class Graph:
         )
         return self.clip(self.top)
 
+    def transposed(self, source: str, channels: int, kernel: int, step=2, top=0, bottom=0, more=0, dilation=1, **how) -> str:
+        """more: output_padding; what is cut off at the top is so at the left."""
+        known, stride = self.known[source]
+        weights = self.constant(self.rng.integers(-1, 2, (known, channels, kernel, kernel)).astype(np.float32))
+        how = how or {"pads": [top, top, bottom, bottom]}
+        steps = {"strides": [step] * 2, "dilations": [dilation] * 2, "output_padding": [more] * 2}
+        return self.clip(self.node("ConvTranspose", [source, weights], channels, stride // step, **steps, **how))
+
+    def pad(self, source: str, top: int, bottom: int, mode: str = "constant") -> str:
+        pads = self.constant(np.array([0, 0, top, top, 0, 0, bottom, bottom], np.int64))
+        return self.node("Pad", [source, pads, self.constant(np.float32(1))], *self.known[source], mode=mode)
+
+    def crop(self, source: str, top: int, bottom: int) -> str:
+        stop = -bottom if bottom else np.iinfo(np.int64).max
+        bounds = [self.constant(np.array([value] * 2, np.int64)) for value in (top, stop)]
+        return self.node("Slice", [source, *bounds, self.constant(np.array([2, 3], np.int64))], *self.known[source])
+
     def clip(self, source: str) -> str:
         bounds = [self.constant(np.float32(value)) for value in (-3, 7)]
         return self.node("Clip", [source, *bounds], *self.known[source])
 
-    def pool(self, kind: str, source: str, kernel: int, step: int, top: int, bottom: int) -> str:
+    def pool(self, kind: str, source: str, kernel: int, step: int, top: int, bottom: int, **how) -> str:
         channels, stride = self.known[source]
         return self.node(
             kind,
@@ -80,13 +97,18 @@ class Graph:
             kernel_shape=[kernel] * 2,
             strides=[step] * 2,
             pads=[top, top, bottom, bottom],
+            **how,
         )
 
     def upsample(self, source: str, factor: int = 2, **how) -> str:
         channels, stride = self.known[source]
         scales = self.constant(np.array([1, 1, factor, factor], np.float32))
         how = how or {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return self.node("Resize", [source, "", scales], channels, stride // factor, mode="nearest", **how)
+        return self.node("Resize", [source, "", scales], channels, stride // factor, **{"mode": "nearest"} | how)
+
+    def floor(self, source: str) -> str:
+        """Whole numbers again after averages: these are exact, their sums of sums would not stay so."""
+        return self.node("Floor", [source], *self.known.pop(source))
 
     def model(self, height: int | str = TILE, width: int | str = TILE) -> onnx.ModelProto:
         while self.known[self.top][1] > 1:
@@ -150,6 +172,9 @@ def assert_streams_exactly(model: onnx.ModelProto, chunks: int, columns: int, se
     return streamed
 
 
+LINEAR = [{"mode": "linear", "coordinate_transformation_mode": how} for how in ("half_pixel", "asymmetric", "pytorch_half_pixel")]
+
+
 @st.composite
 def networks(draw) -> onnx.ModelProto:
     graph = Graph(draw(st.integers(0, 1000)))
@@ -157,8 +182,8 @@ def networks(draw) -> onnx.ModelProto:
     for _ in range(draw(st.integers(1, 7))):
         source = graph.top
         channels, stride = graph.known[source]
-        kinds = ["conv", "conv", "pool", "join", "concat"]
-        kinds += ["up", "transposed", "spread"] if stride > 1 else []
+        kinds = ["conv", "conv", "pool", "average", "pad", "crop", "residual", "join", "concat"]
+        kinds += ["up", "linear", "transposed", "transposed", "spread"] if stride > 1 else []
         kinds += ["gather"] if stride < 8 else []
         kind = draw(st.sampled_from(kinds))
         step = draw(st.sampled_from([1, 2] if stride < 8 else [1]))
@@ -168,15 +193,43 @@ def networks(draw) -> onnx.ModelProto:
             total = draw(st.integers(max(0, extent - step), extent - 1))
             top = draw(st.integers(0, total))
             graph.conv(source, draw(st.sampled_from([4, 8])), kernel, step, dilation, top, total - top)
-        elif kind == "pool":
+        elif kind in ("pool", "average"):
             kernel = draw(st.integers(max(2, step), 3))
             top = draw(st.integers(0, kernel - step))
-            graph.pool("MaxPool", source, kernel, step, top, kernel - step - top)
+            if kind == "pool":
+                graph.pool("MaxPool", source, kernel, step, top, kernel - step - top)
+            else:
+                how = {"count_include_pad": draw(st.integers(0, 1))}
+                graph.floor(graph.pool("AveragePool", source, kernel, step, top, kernel - step - top, **how))
+        elif kind == "pad":
+            kernel = draw(st.integers(max(2, step), 3))
+            top = draw(st.integers(0, kernel - step))
+            graph.pad(source, top, kernel - step - top, draw(st.sampled_from(["constant", "reflect", "edge"])))
+            if draw(st.booleans()):
+                graph.node("Relu", [graph.top], channels, stride)
+            if draw(st.booleans()):
+                graph.conv(graph.top, 4, kernel, step, top=0, bottom=0)
+            else:
+                graph.pool("MaxPool", graph.top, kernel, step, 0, 0)
+        elif kind == "crop":
+            top, bottom = draw(st.integers(0, 1)), draw(st.integers(0, 1))
+            graph.crop(graph.pad(source, 2, 1, "edge"), *draw(st.sampled_from([(2, 1), (1, 2), (3, 0)])))
+            graph.conv(graph.pad(graph.crop(source, top, bottom), top + 1, bottom + 1), 4, top=0, bottom=0)
+        elif kind == "residual":
+            branch = graph.conv(graph.conv(source, 4, 3, step), 4)
+            shortcut = graph.conv(source, 4, 1, step, top=0, bottom=0)
+            graph.clip(graph.node("Add", [branch, shortcut], 4, stride * step))
         elif kind == "up":
             graph.upsample(source)
+        elif kind == "linear":
+            factor = draw(st.sampled_from([2, 4] if stride > 2 else [2]))
+            graph.floor(graph.upsample(source, factor, **draw(st.sampled_from(LINEAR))))
         elif kind == "transposed":
-            weights = graph.constant(graph.rng.integers(-1, 2, (channels, 4, 2, 2)).astype(np.float32))
-            graph.clip(graph.node("ConvTranspose", [source, weights], 4, stride // 2, kernel_shape=[2, 2], strides=[2, 2]))
+            kernel, more, dilation = draw(st.integers(1, 5)), draw(st.integers(0, 1)), draw(st.integers(1, 2))
+            total = max(0, dilation * (kernel - 1) + 1 + more - 2)
+            more += max(0, 2 - dilation * (kernel - 1) - 1 - more)
+            top = draw(st.integers(0, total))
+            graph.transposed(source, 4, kernel, 2, top, total - top, more, dilation)
         elif kind == "spread":
             graph.node(
                 "DepthToSpace", [source], channels // 4, stride // 2, blocksize=2, mode=draw(st.sampled_from(["DCR", "CRD"]))
@@ -187,6 +240,7 @@ def networks(draw) -> onnx.ModelProto:
             graph.conv(graph.top, 4, kernel=1, top=0, bottom=0)
         else:
             others = [name for name, known in graph.known.items() if known == (channels, stride) and name != source]
+            others = [name for name in others if not name.startswith(("pad", "relu", "slice"))]
             if others:
                 other = draw(st.sampled_from(others))
                 if kind == "join":
@@ -197,7 +251,7 @@ def networks(draw) -> onnx.ModelProto:
 
 
 @SLOW_OK
-@given(model=networks(), chunks=st.integers(1, 5), columns=st.integers(1, 4))
+@given(model=networks(), chunks=st.integers(1, 5), columns=st.integers(3, 6))
 def test_any_network_gives_the_rows_of_one_inference_at_any_chunk_height_and_width(model, chunks, columns):
     assert_streams_exactly(model, chunks, columns)
 
@@ -360,11 +414,10 @@ class TestRefusals:
         graph.conv(graph.top, 4, kernel=3, top=0, bottom=0)
         assert re.search(r"Conv 'node_conv_\d+'.*94, 94", self.refused(graph))
 
-    def test_padding_and_reshaping(self):
+    def test_swapping_rows_and_columns(self):
         graph = Graph()
-        graph.node("Pad", [graph.top, graph.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))], 1, 1)
-        graph.conv(graph.top, 4, top=0, bottom=0)
-        assert "Pad 'node_pad" in self.refused(graph)
+        graph.node("Transpose", [graph.conv(graph.top, 4)], 4, 1, perm=[0, 1, 3, 2])
+        assert re.search(r"Transpose 'node_transpose_\d+'.*no rule", self.refused(graph))
 
     def test_a_model_with_two_outputs(self):
         model = unet().model()

@@ -21,13 +21,16 @@ from torch import nn
 
 from calibration.activations import activation_ranges, collect
 from edge.errors import ConfigError
-from edge.manifest import EngineInput, Streaming
-from edge.scores import classify
+from edge.manifest import Clahe, EngineInput, Resize, Streaming
+from edge.preparation import Preparation
+from edge.scores import Reading, classify
 from edge.segmenters import MaskRows, Segmenter
 from edge.segmenters.cascade import CascadeSegmenter
 from edge.segmenters.slabs import SlabSegmenter
 from edge.segmenters.streaming import StreamingSegmenter
+from edge.segmenters.tiles import TileEngine, TileGate, TileSegmenter
 from edge.sessions.ort import OrtSession, OrtStreamingSession
+from edge.tiling import TileAxis
 from edge.window import padded_columns
 from export.networks.unet import SteelUNet
 from export.passes.streaming import stream
@@ -35,6 +38,15 @@ from export.quantize import quantize, tensors_to_observe
 from export.to_onnx import to_onnx
 
 CORE, REDUCE, CHUNKS = 16, 2, (4, 8, 20, 64)
+TILED = {
+    "core tiles": ("core", (20, 10), (24, 8)),
+    "union of tiles": ("union", (24, 10), (16, 16)),
+    "mean of tiles": ("mean", (26, 8), (12, 12)),
+    "gated tiles": ("union", (24, 9), (14, 4)),
+    "classified tiles": ("core", (16, 16), (16, 8)),
+}
+"""Merge, and tile and step along the lines and across the columns."""
+KINDS = ("streaming", "slabs", "cascade", *TILED)
 LOOKS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -132,8 +144,24 @@ def strip_of(lines: int, width: int, seed: int = 0) -> np.ndarray:
     return strip
 
 
+def tile_segmenter_of(kind: str, net: Engine, width: int, batch: int, threshold: float) -> Segmenter:
+    """Tiles equalized and resized each by itself; the classifier is the gate itself, the gate sees tiles resized too."""
+    merge, lines, columns = TILED[kind]
+    small = EngineInput(tile_height=CORE // REDUCE, tile_width=CORE // REDUCE)
+    sorter = TileEngine(gate(), Preparation((Resize(method="area"),), small), batch)
+    axes = {"width": width, "lines": TileAxis(*lines), "columns": TileAxis(*columns), "merge": merge}
+    if kind == "classified tiles":
+        return TileSegmenter(sorter, Reading("sigmoid", defective_from=threshold), 1, **axes)
+    steps = (Clahe(clip_limit=3.0, grid_rows=2, grid_columns=2), Resize())
+    engine = TileEngine(net.session(), Preparation(steps, EngineInput(tile_height=16, tile_width=20)), batch)
+    guard = TileGate(sorter, "sigmoid", "logits", threshold) if kind == "gated tiles" else None
+    return TileSegmenter(engine, Reading("softmax"), 3, gate=guard, **axes)
+
+
 def segmenter_of(kind: str, net: Engine, width: int, chunk_lines: int = 20, batch: int = 3, threshold: float = 0.99) -> Segmenter:
-    common = {"width": width, "halo": net.halo, "stride": net.stride, "activation": "softmax"}
+    if kind in TILED:
+        return tile_segmenter_of(kind, net, width, batch, threshold)
+    common = {"width": width, "halo": net.halo, "stride": net.stride, "reading": Reading("softmax")}
     if kind == "streaming":
         return StreamingSegmenter(net.streaming(width, chunk_lines), **common)
     if kind == "slabs":
@@ -198,7 +226,13 @@ def assert_dense(
     assert (mask == expected_mask)[where & ~close].all()
 
 
-kinds = st.sampled_from(["streaming", "slabs", "cascade"])
+def judgement(rows: list[MaskRows]) -> list[tuple[bool, list[float] | None]]:
+    """Of every row: whether the network saw it, and the gate's scores."""
+    told = [(part.segmented, None if part.gate_scores is None else part.gate_scores.tolist()) for part in rows]
+    return [each for each, part in zip(told, rows, strict=True) for _ in part.mask]
+
+
+kinds = st.sampled_from(KINDS)
 lengths = st.integers(1, 150)
 widths = st.integers(1, 45)
 cuts = st.lists(st.integers(1, 70), min_size=1, max_size=6)
@@ -209,6 +243,11 @@ cuts = st.lists(st.integers(1, 70), min_size=1, max_size=6)
 @given(kind=kinds, lines=lengths, width=widths, portions=cuts, chunk_lines=st.sampled_from(CHUNKS))
 @example(kind="streaming", lines=150, width=45, portions=[1], chunk_lines=64)
 @example(kind="cascade", lines=150, width=45, portions=[1], chunk_lines=64)
+@example(kind="core tiles", lines=150, width=45, portions=[1], chunk_lines=64)
+@example(kind="union of tiles", lines=150, width=45, portions=[70, 3], chunk_lines=64)
+@example(kind="mean of tiles", lines=150, width=45, portions=[1], chunk_lines=64)
+@example(kind="gated tiles", lines=150, width=45, portions=[1], chunk_lines=64)
+@example(kind="classified tiles", lines=150, width=45, portions=[1], chunk_lines=64)
 def test_the_same_rows_however_the_lines_arrive(name, kind, lines, width, portions, chunk_lines):
     strip = strip_of(lines, width)
     segmenter = segmenter_of(kind, engine(name), width, chunk_lines)
@@ -283,10 +322,15 @@ def test_the_gate_looks_at_the_reduced_tiles_of_a_grid_anchored_at_the_strip(lin
 
 @pytest.mark.parametrize("name", ["exact", "float", "int8"])
 @LOOKS
-@given(lines=lengths, width=widths, batches=st.tuples(st.integers(1, 6), st.integers(1, 6)))
-def test_the_cascade_is_the_same_at_any_batch(name, lines, width, batches):
+@given(
+    kind=st.sampled_from(["cascade", *TILED]),
+    lines=lengths,
+    width=widths,
+    batches=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_tiles_are_judged_the_same_at_any_batch(name, kind, lines, width, batches):
     one, other = (
-        rows_of(segmenter_of("cascade", engine(name), width, batch=b, threshold=0.5), strip_of(lines, width)) for b in batches
+        rows_of(segmenter_of(kind, engine(name), width, batch=b, threshold=0.5), strip_of(lines, width)) for b in batches
     )
     assert_same(one, other)
 
@@ -306,7 +350,8 @@ def test_a_tile_whose_score_is_the_threshold_goes_on():
 def test_a_restart_with_context_gives_the_bits_of_an_unbroken_run(name, kind, lines, width, begin, portions, data):
     strip = strip_of(lines, width)
     segmenter = segmenter_of(kind, engine(name), width)
-    mask, confidence = joined(rows_of(segmenter, strip, first_line=begin), begin, lines)
+    unbroken = rows_of(segmenter, strip, first_line=begin)
+    mask, confidence = joined(unbroken, begin, lines)
     again = data.draw(st.integers(0, lines - 1), label="restart at")
     wanted = segmenter.context_lines(begin + again)
     assert wanted <= begin + again
@@ -314,11 +359,41 @@ def test_a_restart_with_context_gives_the_bits_of_an_unbroken_run(name, kind, li
     rows = rows_of(segmenter, strip[again:], portions, first_line=begin + again, context=context)
     resumed = joined(rows, begin + again, lines - again)
     np.testing.assert_array_equal(resumed, (mask[again:], confidence[again:]))
+    assert judgement(rows) == judgement(unbroken)[again:]
+
+
+@pytest.mark.parametrize("kind", ["cascade", *TILED])
+def test_a_restart_anywhere_before_the_end_of_a_short_run_gives_the_same(kind):
+    """The last tile row is filled up with lines reflected from far behind: all of them have to be there again."""
+    strip = strip_of(60, 20)
+    for lines in range(30, 61, 3):
+        segmenter = segmenter_of(kind, engine("exact"), 20, threshold=0.5)
+        unbroken = rows_of(segmenter, strip[:lines])
+        mask, confidence = joined(unbroken, 0, lines)
+        for again in range(lines - 28, lines):
+            context = strip[again - segmenter.context_lines(again) : again]
+            rows = rows_of(segmenter, strip[again:lines], first_line=again, context=context)
+            np.testing.assert_array_equal(joined(rows, again, lines - again), (mask[again:], confidence[again:]))
+            assert judgement(rows) == judgement(unbroken)[again:]
+
+
+def test_a_run_that_begins_after_lost_lines_keeps_the_strip_s_tiles():
+    strip = strip_of(150, 45)
+    for kind in TILED:
+        segmenter = segmenter_of(kind, engine("exact"), 45, threshold=0.5)
+        mask, _ = joined(rows_of(segmenter, strip), 0, 150)
+        _, (tile, step), _ = TILED[kind]
+        begin = 5 * step
+        later, _ = joined(rows_of(segmenter, strip[begin:], first_line=begin), begin, 150 - begin)
+        # beyond the tiles that reach over the gap nothing has changed
+        np.testing.assert_array_equal(later[tile:], mask[begin + tile :])
+        shifted, _ = joined(rows_of(segmenter, strip[begin:], first_line=begin + 1), begin + 1, 150 - begin)
+        assert (shifted[tile:] != mask[begin + tile :]).any()
 
 
 def test_more_context_than_wanted_changes_nothing():
     strip = strip_of(150, 20)
-    for kind in ("streaming", "slabs", "cascade"):
+    for kind in KINDS:
         segmenter = segmenter_of(kind, engine("exact"), 20)
         wanted = segmenter.context_lines(130)
         assert 0 < wanted < 130
@@ -339,14 +414,14 @@ def test_a_row_is_out_after_its_lag_at_the_latest(kind, width, begin, chunk_line
 
 
 def test_a_run_without_lines_has_no_rows():
-    for kind in ("streaming", "slabs", "cascade"):
+    for kind in KINDS:
         segmenter = segmenter_of(kind, engine("exact"), 20)
         segmenter.start(50, strip_of(50, 20))
         assert segmenter.flush() == []
 
 
 def test_lines_before_a_start_are_refused():
-    for kind in ("streaming", "slabs", "cascade"):
+    for kind in KINDS:
         with pytest.raises(ValueError, match="none after the run's end"):
             segmenter_of(kind, engine("exact"), 20).push(strip_of(4, 20))
 
@@ -361,7 +436,7 @@ def test_clean_tile_rows_share_one_array_of_zeros():
 def test_sizes_that_the_stride_does_not_divide_are_refused():
     net = engine("exact")
     tile = EngineInput(tile_height=6, tile_width=8, reduce=2)
-    common = {"width": 20, "stride": 8, "activation": "softmax"}
+    common = {"width": 20, "stride": 8, "reading": Reading("softmax")}
     gated = {"gate_input": tile, "gate_activation": "sigmoid", "threshold": 0.5, "batch": 1}
     with pytest.raises(ConfigError, match="halo: got 20; expected a multiple of the engine's stride 8"):
         StreamingSegmenter(net.streaming(20, 8), halo=20, **common)
@@ -371,7 +446,7 @@ def test_sizes_that_the_stride_does_not_divide_are_refused():
         CascadeSegmenter(gate(), net.session(), halo=16, **common, **gated)
 
 
-@pytest.mark.parametrize("kind", ["streaming", "slabs", "cascade"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_segmenter_keeps_the_contract(kind):
     assert isinstance(segmenter_of(kind, engine("exact"), 20), Segmenter)
 
