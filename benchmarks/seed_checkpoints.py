@@ -231,7 +231,7 @@ def train_keras(name: str, folder: Path, epochs: int) -> None:
     channels = network.inputs[0].shape[-1]
     fed = np.repeat(images[..., None].astype(np.float32), channels, axis=-1) / (1.0 if name == "rust-cls" else 255.0)
     network.compile(optimizer=tf_keras.optimizers.Adam(1e-3), loss=loss)
-    order = np.random.default_rng(SEED).permutation(len(fed))
+    order = np.random.default_rng(SEED).permutation(len(fed))[: {"coating-unet": 60, "severstal-gate": 240}.get(name)]
     network.fit(fed[order], activation[order], batch_size=8, epochs=epochs, verbose=2)
     if name == "severstal-unet":
         (folder / "model.json").write_text(network.to_json())
@@ -246,7 +246,7 @@ def train_keras(name: str, folder: Path, epochs: int) -> None:
 TORCH = {"rust-cnn": train_rust_cnn, "pits-unet": train_pits_unet, "pits-unetpp": train_pits_unetpp}
 KERAS = {
     name: lambda folder, epochs, name=name, default=default: train_keras(name, folder, epochs or default)
-    for name, default in (("rust-cls", 8), ("severstal-gate", 5), ("severstal-unet", 8), ("coating-unet", 1))
+    for name, default in (("rust-cls", 3), ("severstal-gate", 3), ("severstal-unet", 8), ("coating-unet", 3))
 }
 
 if __name__ == "__main__":

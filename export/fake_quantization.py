@@ -39,8 +39,8 @@ _SAMPLES = 1024
 _ALIKE = 1e-3
 """Share of its largest sample by which a tensor may differ between ONNX Runtime and torch: another order of summation gives some
 1e-6, to which every layer adds its own."""
-_TENSORS_AT_ONCE = 8
-"""Tensors of the graph that are kept in memory together."""
+_TENSORS_AT_ONCE = 32
+"""Tensors of the graph that are kept in memory together; the graph is run anew for the next ones."""
 
 _Place = tuple[int, int]
 """A call of a torch function, counted from the beginning of `forward`, and which of the tensors that it returns."""
@@ -92,6 +92,9 @@ def read_places(quantized: onnx.ModelProto) -> Places:
     weightings = []
     for node in quantized.graph.node:
         if node.op_type == "QuantizeLinear":
+            maker = producers.get(node.input[0])
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                continue  # an input of a Concat brought to its scale: that is what the Q behind the Concat does
             groups[node.input[0]] = node.input[1]
             limits[node.input[1]] = float(numpy_helper.to_array(constants[node.input[1]])) * _INT8_MAX
             continue
@@ -156,7 +159,7 @@ class SimulatedInt8(nn.Module):
         self._limit_of = {tensor: names.index(group) for tensor, group in places.groups.items()}
         self._rounded_at = {found[tensor]: index for tensor, index in self._limit_of.items()}
         self._largest = {recording.convolution(found[w.output], w.output): w.largest for w in places.weightings}
-        moving = {self._limit_of[tensor] for tensor in trainable}
+        moving = {self._limit_of[tensor] for tensor in trainable if tensor in self._limit_of}
         # logarithms: a step of training changes a limit by a share of itself
         self.log_limits = nn.ParameterList(
             nn.Parameter(torch.tensor(math.log(places.limits[name])), requires_grad=index in moving)
@@ -300,7 +303,7 @@ class _Recording:
         """The call of the convolution that made a tensor, the normalisation behind it included."""
         if place[0] not in self._convolution_of:
             raise ExportError(
-                f"the network computes {output}, a convolution of its graph, otherwise than by one of torch's convolutions; "
+                f"the network computes {output}, a layer of its graph, otherwise than by one of torch's functions for layers; "
                 "it cannot be fine-tuned: export without --qat"
             )
         return self._convolution_of[place[0]]
@@ -327,16 +330,16 @@ def _record(network: nn.Module, tiles: Batch) -> _Recording:
 
 def _graph_samples(model: onnx.ModelProto, tensors: Sequence[str], tiles: Batch) -> Iterator[tuple[str, _Samples]]:
     """Samples of tensors of a float graph, by name."""
+    observing = onnx.ModelProto()
+    observing.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    observing.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors if name not in present
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(observing.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for start in range(0, len(tensors), _TENSORS_AT_ONCE):
         names = list(tensors[start : start + _TENSORS_AT_ONCE])
-        observing = onnx.ModelProto()
-        observing.CopyFrom(model)
-        present = {output.name for output in model.graph.output}
-        observing.graph.output.extend(
-            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
-        )
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(observing.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for name, values in zip(names, session.run(names, {session.get_inputs()[0].name: tiles}), strict=True):
             yield name, _Samples.of(values)

@@ -110,17 +110,24 @@ def fine_tune(
     """
     _check(network, tiles, recipe, truth)
     teacher, student = _copies(network)
-    model = to_onnx(student, *tiles[0].shape[2:])
+    probe = _probe(tiles, recipe)
+    model = to_onnx(student, *probe.shape[2:])
     observed = tensors_to_observe(model, float_layers)
-    sizes = {batch.shape[2:] for batch in tiles}
-    observing = model if len(sizes) == 1 else with_input_size(model, "height", "width")
+    of_one_size = all(batch.shape[2:] == probe.shape[2:] for batch in tiles)
+    observing = model if of_one_size else with_input_size(model, "height", "width")
     ranges = activation_ranges(collect(observing, observed, tiles, threads), method)
-    most_varied = max((tile for batch in tiles for tile in batch if tile.shape[1:] == tiles[0].shape[2:]), key=np.std)
-    simulated = SimulatedInt8(student, model, quantize(model, ranges, float_layers), most_varied[None], observed)
+    simulated = SimulatedInt8(student, model, quantize(model, ranges, float_layers), probe, observed)
     losses = _train(simulated, teacher, _Examples(tiles, truth), recipe, activation)
     limits = simulated.limits()
-    trained = {name: ActivationRange(limits[name], ranges[name].non_negative) for name in observed}
+    trained = {name: ActivationRange(limits.get(name, ranges[name].limit), ranges[name].non_negative) for name in observed}
     return FineTuned(simulated.write_back(), trained, losses)
+
+
+def _probe(tiles: Sequence[Batch], recipe: FineTuning) -> Batch:
+    """The most varied tile, cut as the recipe says: by what the network makes of it its layers are recognised."""
+    chosen = max((tile for batch in tiles for tile in batch), key=np.std)
+    rows, columns = (min(side, recipe.crop or side) for side in chosen.shape[1:])
+    return np.ascontiguousarray(chosen[None, :, :rows, :columns])
 
 
 class _Examples:
@@ -207,8 +214,8 @@ def _taught(teacher: nn.Module, images: Tensor) -> Tensor:
     except RuntimeError as error:
         height, width = images.shape[2:]
         raise ExportError(
-            f"the network does not take images of {height}x{width} ({' '.join(str(error).split())[:200]}); expected a recipe whose "
-            "crop is a multiple of the network's stride, or none for a network of one size"
+            f"the network does not take images of {height}x{width} ({' '.join(str(error).split())[:200]}); "
+            "expected a recipe whose crop is a multiple of the network's stride, or none for a network of one size"
         ) from error
     return wanted
 

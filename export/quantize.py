@@ -1,12 +1,12 @@
 """INT8 as explicit Q/DQ nodes: the one file that TensorRT 8.6 to 11, ONNX Runtime and OpenVINO all read.
 
 Symmetric int8 with zero point 0, one scale per activation, one per output channel of a weight; biases stay float, rounded to
-what an int32 bias could hold. Quantized are the layers with weights (convolutions of all kinds, dense layers) and the additions
-between them. Tensors that operators hand on unchanged (MaxPool, nearest Resize, Concat, Flatten) share one scale, so that such an
-operator between DQ and Q is an operator on integers. Every quantized layer has exactly one Q at its output, after the ReLU or
-Clip where there is one: ONNX Runtime's integer kernels need it. Each consumer gets a DQ of its own. Averages, sigmoids and the
-like stay float between DQ and Q, as does a squeeze and excitation, whose layers work on a few numbers per tile; so do layers with
-no other layer behind them (the head), and what follows them.
+what an int32 bias could hold. Quantized are the layers with weights (convolutions of all kinds, dense layers, which are written
+as Gemm) and the additions between them. Tensors that operators hand on unchanged (MaxPool, nearest Resize, Concat, Flatten) share
+one scale, so that such an operator between DQ and Q is an operator on integers. Every quantized layer has exactly one Q at its
+output, after the ReLU or Clip where there is one: ONNX Runtime's integer kernels need it. Each consumer gets a DQ of its own.
+Averages, sigmoids and the like stay float between DQ and Q, as does a squeeze and excitation, whose layers work on a few numbers
+per tile; so do layers with no other layer behind them (the head), and what follows them.
 
 Source: TensorRT developer guide, "Working with Quantized Types", Q/DQ placement; onnx-tensorrt 8.6, QuantDequantLinearHelper.
 """
@@ -35,7 +35,8 @@ _LARGEST_BIAS = 2**30
 its bias does not fit (a channel that batch normalisation has all but switched off)."""
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Below a normal float32 is nothing but zeros, which are exact at any scale."""
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_WEIGHTED = _LAYERS | {"MatMul"}
 _PLAIN: Mapping[str, Mapping[str, float]] = {"ConvTranspose": {"group": 1}, "Gemm": {"alpha": 1.0, "beta": 1.0, "transA": 0}}
 """Attributes with which int8 layers are known to every backend."""
 _LIMITS = frozenset({"Relu", "Clip"})
@@ -98,7 +99,7 @@ def quantize(
             _node("QuantizeLinear", [narrow, *scale_and_zero(wider)], again, f"{narrow}/quantize"),
         ]
 
-    for node in model.graph.node:
+    for node in plan.nodes:
         copied = NodeProto()
         copied.CopyFrom(node)
         for name in dict.fromkeys(node.input):
@@ -111,7 +112,7 @@ def quantize(
                 copied.input[:] = [dequantized if given == name else given for given in copied.input]
                 inputs = [held, *scale_and_zero(at)]
                 nodes.append(_node("DequantizeLinear", inputs, dequantized, f"{dequantized}/dequantize"))
-        if node.op_type in _WEIGHTED and node.name in plan.quantized:
+        if node.op_type in _LAYERS and node.name in plan.quantized:
             weight = plan.values.constants[node.input[1]].astype(np.float32)
             bias = plan.values.constants[node.input[2]].astype(np.float32) if len(node.input) > 2 else None
             largest = _WEIGHT_MAX_SIGNED_INPUT if plan.root(node.input[0]) in signed else _INT8_MAX
@@ -145,6 +146,38 @@ def weight_axis(node: NodeProto) -> int:
     if node.op_type == "Gemm":
         return 0 if _attribute(node, "transB", 0) else 1
     return 0 if node.op_type == "Conv" else 1
+
+
+def _dense_layers(model: onnx.ModelProto) -> list[NodeProto]:
+    """The graph's nodes with every MatMul by a constant matrix, and the addition of its bias, as a Gemm of the MatMul's name."""
+    nodes = list(model.graph.node)
+    if not any(node.op_type == "MatMul" for node in nodes):
+        return nodes
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    sizes = {i.name: list(i.dims) for i in inferred.initializer}
+    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in inferred.value_info if v.type.tensor_type.HasField("shape")}
+    users: dict[str, list[NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    outputs = {output.name for output in model.graph.output}
+    written: list[NodeProto] = []
+    biases: set[str] = set()
+    for node in nodes:
+        if node.name in biases:
+            continue
+        if node.op_type != "MatMul" or ranks.get(node.input[0]) != 2 or len(sizes.get(node.input[1], [])) != 2:
+            written.append(node)
+            continue
+        channels, followers = sizes[node.input[1]][1], users.get(node.output[0], [])
+        dense = _node("Gemm", list(node.input), node.output[0], node.name)
+        if len(followers) == 1 and followers[0].op_type == "Add" and node.output[0] not in outputs:
+            other = next((name for name in followers[0].input if sizes.get(name) == [channels]), None)
+            if other is not None:
+                biases.add(followers[0].name)
+                dense = _node("Gemm", [*node.input, other], followers[0].output[0], node.name)
+        written.append(dense)
+    return written
 
 
 def quantize_weight(
@@ -183,16 +216,16 @@ def round_bias(
 class _Plan:
     """Which tensors of a float graph become int8, which of them share a scale, and where the Qs take them from.
 
-    quantized: names of the layers and additions between DQ and Q.
+    nodes: the graph's, dense layers as Gemm. quantized: names of the layers and additions between DQ and Q.
     integers: tensors that get a Q.
     sources: tensors of `integers` whose own range matters; the others only hand values on.
     """
 
     def __init__(self, model: onnx.ModelProto, float_layers: frozenset[str]) -> None:
-        nodes = list(model.graph.node)
-        _check_names(nodes, float_layers)
+        _check_names(model.graph.node, float_layers)
+        nodes = self.nodes = _dense_layers(model)
         self.values = GraphValues.of(model)
-        self._nodes = nodes
+        self.values.producers.update((output, node) for node in nodes for output in node.output)
         self._consumers: dict[str, list[NodeProto]] = {}
         for node in nodes:
             for name in node.input:
@@ -230,7 +263,7 @@ class _Plan:
         if missing:
             raise ExportError(f"got no activation range for {', '.join(missing)}; calibrate with the same engine")
         limits = {s: float(np.abs(images[s]).max()) if s in images else ranges[s].limit for s in self.sources}
-        moving = [node for node in self._nodes if self._moves_integers(node)]
+        moving = [node for node in self.nodes if self._moves_integers(node)]
         for node in moving:
             if node.op_type != "Concat":
                 self._share(limits, node.output[0], node.input[0])
@@ -274,7 +307,7 @@ class _Plan:
         feeds_layer: set[str] = set()
         found = []
         excitations = self._excitations()
-        for node in reversed(self._nodes):
+        for node in reversed(self.nodes):
             feeds = bool(feeds_layer.intersection(node.output))
             if feeds and node.name not in excitations and self._is_layer(node):
                 found.append(node)
@@ -284,17 +317,14 @@ class _Plan:
 
     def _is_layer(self, node: NodeProto) -> bool:
         """Whether it is one that backends have for int8: constant weights, no transposed or scaled operands."""
-        if node.op_type not in _WEIGHTED or any(name not in self.values.constants for name in node.input[1:] if name):
-            return False
-        dense = node.op_type in ("Gemm", "MatMul")
-        if dense and self.values.constants[node.input[1]].ndim != 2:
+        if node.op_type not in _LAYERS or any(name not in self.values.constants for name in node.input[1:] if name):
             return False
         return all(_attribute(node, name, value) == value for name, value in _PLAIN.get(node.op_type, {}).items())
 
     def _excitations(self) -> set[str]:
         """Names of the layers between a global pool and the Mul by which what it pooled weighs the channels."""
         found: set[str] = set()
-        for node in self._nodes:
+        for node in self.nodes:
             if node.op_type == "Mul":
                 for name in node.input:
                     found |= self._pooled_layers(name)
@@ -318,18 +348,12 @@ class _Plan:
         return layers
 
     def _end(self, node: NodeProto) -> str:
-        """The tensor that a layer's Q takes: its output, or that of the bias and the ReLU or Clip that alone follow."""
+        """The tensor that a layer's Q takes: its output, or that of the ReLU or Clip that alone follows."""
         output = str(node.output[0])
-        if node.op_type == "MatMul" and (add := self._only_user(output)) is not None and add.op_type == "Add":
-            output = str(add.output[0]) if any(name in self.values.constants for name in add.input) else output
-        limit = self._only_user(output)
-        if limit is not None and limit.op_type in _LIMITS and all(n in self.values.constants for n in limit.input[1:] if n):
-            return str(limit.output[0])
-        return output
-
-    def _only_user(self, tensor: str) -> NodeProto | None:
-        users = self._consumers.get(tensor, [])
-        return users[0] if len(users) == 1 and tensor not in self._outputs else None
+        users = self._consumers.get(output, [])
+        if len(users) != 1 or output in self._outputs or users[0].op_type not in _LIMITS:
+            return output
+        return str(users[0].output[0]) if all(n in self.values.constants for n in users[0].input[1:] if n) else output
 
     def _need(self, tensor: str) -> None:
         """Marks a tensor as int8, and those that it is handed on, averaged or added from."""

@@ -21,7 +21,7 @@ LARGEST_FIELD = 4096
 _NARROW = 2
 """Strides across the axis that is not measured. Kernels are rectangles: how far they reach along one axis does not depend on
 the other, and a network of 50 GFLOP per tile costs little on a strip as narrow as its deepest tensor allows."""
-_ROUNDING = 1e-5
+_ROUNDING = 1e-6
 """Of the scores' spread: kernels that compute several pixels at once round by what they find beside them."""
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from edge.config import apply_override
+from edge.config_faults import explain
 from edge.errors import ConfigError
 from edge.manifest import Fraction, TileStep
 
-Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+LARGEST_SIDE: Final = 1 << 14
+"""Of a tile, px: far beyond what a box has memory for."""
+
+MOST_THREADS: Final = 1024
+"""More than any box has cores."""
+
+
+def _listed(value: object) -> object:
+    """`a, b` as the list that it stands for: so are lists given on a command line."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _sized(value: object) -> object:
+    """`256x1600` as height and width."""
+    return value.lower().split("x") if isinstance(value, str) else value
+
+
+def _on_disk(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError("no file has a name with a zero byte in it")
+    return path
+
+
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_sized)]
 """Height and width, lines and columns."""
 
-Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
+Deviations = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2), BeforeValidator(_listed)]
+FilePath = Annotated[Path, AfterValidator(_on_disk)]
 
 
 class ExportRecipe(BaseModel):
@@ -27,22 +57,22 @@ class ExportRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    checkpoint: Path = Field(description="The trained network: a file, or a SavedModel's folder.")
-    weights: Path | None = Field(None, description="Weights of a Keras model.json; none: the file of its name beside it.")
+    checkpoint: FilePath = Field(description="The trained network: a file, or a SavedModel's folder.")
+    weights: FilePath | None = Field(None, description="Weights of a Keras model.json; none: the file of its name beside it.")
     trust_checkpoint: bool = Field(False, description="Load a file that runs code of its own when it is loaded.")
     arch: str = Field(min_length=1, description="Name of the architecture (`rust-edge export --list`).")
-    classes: tuple[str, ...] | None = Field(None, min_length=2, description="Names in index order, background or clean first.")
+    classes: Names | None = Field(None, description="Names in index order, background or clean first.")
     clean: str | None = Field(None, description="Classifier: the class that is no defect; none: the first one.")
     tile: Size | None = Field(None, description="Height and width of the network's input.")
     strip_tile: Size | None = Field(None, description="Lines and columns of the strip that one tile covers.")
     mean: Channels | None = Field(None, description="Grey level 0 to 255 taken off each channel; as many as the network has.")
-    deviation: Channels | None = Field(None, description="Grey levels that each channel is then divided by.")
+    deviation: Deviations | None = Field(None, description="Grey levels that each channel is then divided by.")
     preparation: tuple[TileStep, ...] | None = Field(None, description="Steps on each tile before the engine; []: none.")
     pixel_threshold: Fraction | None = Field(None, description="Sigmoid segmenters: a class is there from this probability on.")
     gate_threshold: Fraction | None = Field(None, description="Classifier: a tile is defective from this probability on.")
-    calibration: Path = Field(description="Representative images, defects among them.")
-    masks: Path | None = Field(None, description="Masks of the same names, class index per pixel.")
-    labels: Literal["folders"] | Path | None = Field(
+    calibration: FilePath = Field(description="Representative images, defects among them.")
+    masks: FilePath | None = Field(None, description="Masks of the same names, class index per pixel.")
+    labels: Literal["folders"] | FilePath | None = Field(
         None, description="Classifier: `folders` named as its classes, or a table `image,class`."
     )
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
@@ -50,20 +80,38 @@ class ExportRecipe(BaseModel):
     recall: float = Field(0.999, gt=0, le=1, description="Share of defective tiles that a gate lets through.")
     defect_px: int = Field(16, ge=1, description="A tile is defective from so many defect pixels in its mask on.")
     head: Literal["logits", "probabilities", "mask"] = Field("logits", description="What the engine answers.")
-    qat: Path | None = Field(None, description="Recipe of quantization-aware fine-tuning, where INT8 alone loses too much.")
+    qat: FilePath | None = Field(None, description="Recipe of quantization-aware fine-tuning, where INT8 alone loses too much.")
     target: Literal["onnx", "tensorrt"] = "onnx"
     speed_s: float = Field(2.0, ge=0, description="Processor time for measuring speed; 0: not measured.")
-    threads: int = Field(0, ge=0, description="Threads of one inference; 0: one per core.")
-    out: Path = Field(description="Folder to make.")
+    threads: int = Field(0, ge=0, le=MOST_THREADS, description="Threads of one inference; 0: one per core.")
+    out: FilePath = Field(description="Folder to make.")
     force: bool = Field(False, description="Replace a bundle that stands there.")
 
     @model_validator(mode="after")
     def _sound(self) -> ExportRecipe:
-        if (self.mean is None) != (self.deviation is None) or len(self.mean or ()) != len(self.deviation or ()):
-            raise ValueError("mean and deviation go together: expected as many of one as of the other")
+        means, deviations = (len(values or ()) for values in (self.mean, self.deviation))
+        if means != deviations:
+            raise ValueError(f"got {means} means and {deviations} deviations; expected one of each a channel, or neither")
         if self.masks is not None and self.labels is not None:
             raise ValueError("got masks and labels; expected one of them")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: got {', '.join(self.classes)}; expected every name once")
         return self
+
+
+_EXPECTED: Final = {
+    "classes": "two names or more, separated by commas (in a file yes, no, on, off and numbers in quotes)",
+    "tile": f"height and width in px, 1 to {LARGEST_SIDE}, such as 256x256",
+    "strip_tile": f"lines and columns in px, 1 to {LARGEST_SIDE}, such as 256x1600",
+    "mean": "numbers, one a channel, separated by commas",
+    "deviation": "numbers above 0, one a channel, separated by commas",
+    "preparation": "a list of steps, each with its `kind`, clahe (clip_limit, grid_rows, grid_columns) or resize (method)",
+    "labels": "`folders`, or a CSV file with the columns image and class",
+}
+"""Of values that are more than one number or word."""
+
+_SHOWN: Final = reprlib.Repr()
+_SHOWN.maxstring, _SHOWN.maxlevel = 80, 2
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), given: dict[str, Any] | None = None) -> ExportRecipe:
@@ -73,33 +121,71 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), given: dict[str, Any]
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); expected one such as configs/export/rust-cnn.yaml") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a recipe, keys and values in YAML") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text ({error.reason}); expected a recipe, keys and values in YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected keys and values at the top, got {type(document).__name__}")
-    return parse_recipe(document | (given or {}), str(path), overrides)
+    return parse_recipe(document, str(path), overrides, given)
 
 
-def parse_recipe(document: dict[str, Any], origin: str, overrides: Iterable[str] = ()) -> ExportRecipe:
-    """Validate what a recipe says. origin: names it in errors. Raises ConfigError naming every fault."""
+def parse_recipe(
+    document: dict[str, Any], origin: str, overrides: Iterable[str] = (), given: dict[str, Any] | None = None
+) -> ExportRecipe:
+    """Validate what a recipe says. origin: names it in errors. given: what flags say, which stands above it.
+
+    Raises ConfigError naming every fault.
+    """
+    given = given or {}
+    document = document | given
     faults: list[str] = []
     for override in overrides:
         apply_override(document, override, faults)
     if faults:
-        raise ConfigError("\n".join(f"{origin}: {fault}" for fault in faults))
+        raise ConfigError("\n".join(faults))
+    flags = {key for key in given if document[key] is given[key]}
     try:
         return ExportRecipe.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {_explain(fault)}" for fault in error.errors())) from error
+        raise ConfigError("\n".join(_explained(error, document, origin, flags))) from error
 
 
-def _explain(fault: Any) -> str:
-    key = ".".join(map(str, fault["loc"]))
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "missing":
-        return f"{key}: missing; expected {fault['loc'] and ExportRecipe.model_fields[key].description}"
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; expected one of {', '.join(ExportRecipe.model_fields)}"
-    return f"{key}: got {fault['input']!r}; {message[:1].lower() + message[1:]}" if key else message
+def flag_of(key: str) -> str:
+    """How the command line says what a recipe's key says.
+
+    >>> flag_of("max_drop")
+    '--max-drop'
+    """
+    return "CHECKPOINT" if key == "checkpoint" else f"--{key.replace('_', '-')}"
+
+
+def _explained(error: ValidationError, document: dict[str, Any], origin: str, flags: Collection[str]) -> Iterator[str]:
+    """A line for every key that has a fault."""
+    told = set[str]()
+    for fault in error.errors():
+        key = str(fault["loc"][0]) if fault["loc"] else ""
+        if key in told:
+            continue
+        told.add(key)
+        where = flag_of(key) if key in flags else f"{origin}: {key}" if key else origin
+        yield f"{where}: {_reason(key, fault, document)}"
+
+
+def _reason(key: str, fault: Any, document: dict[str, Any]) -> str:
+    known = ExportRecipe.model_fields
+    if not key:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        return f"unknown key; expected {near[0] if near else 'one of ' + ', '.join(known)}"
+    if key not in document:
+        description = str(known[key].description)
+        return f"missing; expected {description[:1].lower()}{description[1:].rstrip('.')}"
+    # without the value, which is shown shorter here: a recipe may hold anything
+    expected = (
+        f"expected {_EXPECTED[key]}" if key in _EXPECTED else explain(fault | {"input": None}, ExportRecipe).partition("; ")[2]
+    )
+    return f"got {_SHOWN.repr(document[key])}; {expected}"

@@ -51,7 +51,10 @@ def to_onnx(network: nn.Module, height: int, width: int) -> onnx.ModelProto:
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: BATCH}, OUTPUT: {0: BATCH}},
             )
-            model = onnxslim.slim(with_scales(onnxslim.slim(onnx.load(written))))
+            model = onnxslim.slim(onnx.load(written))
+            scaled = with_scales(model)
+            if len(scaled.graph.initializer) > len(model.graph.initializer):
+                model = onnxslim.slim(scaled)  # what calculated the sizes is of no use now
     except ExportError:
         raise
     except Exception as error:

@@ -16,7 +16,7 @@ _MOVES_VALUES = frozenset({
 })  # fmt: skip
 """Operators that hand values on unchanged and that runtimes have for 8-bit integers; nearest Resize besides."""
 _KEEPS_SIGN = dict.fromkeys(
-    _MOVES_VALUES | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean"}, 1
+    _MOVES_VALUES | {"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Pad", "ReduceMax", "ReduceMean"}, 1
 ) | {
     "Concat": None,
     "Add": None,
@@ -81,6 +81,8 @@ class GraphValues:
             return integers(node.input[0])
         if node.op_type == "Clip" and len(node.input) > 1 and node.input[1] in self.constants:
             return self.non_negative(node.input[1])
+        if node.op_type == "Pad" and any(name and not self.non_negative(name) for name in node.input[2:3]):
+            return False  # by what it pads with
         if node.op_type in _KEEPS_SIGN or is_nearest_resize(node):
             return all(self.non_negative(name, integers) for name in node.input[: _KEEPS_SIGN.get(node.op_type, 1)])
         values = self.pixel_values(tensor)

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from edge.sessions.graph_values import GraphValues, is_nearest_resize
-
-_MOVES_VALUES: Final = frozenset({"Concat", "MaxPool", "Slice", "Identity", "Transpose"})
-"""Operators that hand values on unchanged and that runtimes have for 8-bit integers; nearest Resize besides."""
+from edge.sessions.graph_values import GraphValues, data_inputs, moves_values
 
 
 @dataclass(slots=True)
@@ -99,9 +95,9 @@ def quantize_before_moving(graph: IntegerGraph) -> None:
         changed = False
         for position, node in enumerate(graph.nodes):
             quantize = graph.only_consumer(node.output[0])
-            if quantize is None or quantize.op_type != "QuantizeLinear" or not _moves_values(node):
+            if quantize is None or quantize.op_type != "QuantizeLinear" or not moves_values(node):
                 continue
-            bare = [name for name in _data_inputs(node) if graph.activation_dq(name) is None]
+            bare = [name for name in data_inputs(node) if graph.activation_dq(name) is None]
             if not bare or any(graph.only_consumer(name) is not node or graph.producer(name) is None for name in bare):
                 continue
             inserted = []
@@ -120,9 +116,9 @@ def move_integers(graph: IntegerGraph) -> None:
     """DQ -> MaxPool -> Q at one scale becomes MaxPool on the integers; so do nearest Resize, Concat and the like."""
     for node in list(graph.nodes):
         quantize = graph.only_consumer(node.output[0])
-        if quantize is None or quantize.op_type != "QuantizeLinear" or not _moves_values(node):
+        if quantize is None or quantize.op_type != "QuantizeLinear" or not moves_values(node):
             continue
-        dequantized = [graph.activation_dq(name) for name in _data_inputs(node)]
+        dequantized = [graph.activation_dq(name) for name in data_inputs(node)]
         if any(dq is None or not np.array_equal(graph.scale(dq), graph.scale(quantize)) for dq in dequantized):
             continue
         for index, dq in enumerate(dequantized):
@@ -156,7 +152,7 @@ def negative_integers(graph: IntegerGraph, model: onnx.ModelProto) -> dict[str, 
         elif node.op_type == "DequantizeLinear" and not graph.is_constant(node.input[0]):
             root(node.input[0])
         elif integers := [name for name in node.input if name in parent]:
-            if not _moves_values(node) or integers != _data_inputs(node):
+            if not moves_values(node) or integers != data_inputs(node):
                 return None
             for name in [*integers[1:], *node.output]:
                 parent[root(name)] = root(integers[0])
@@ -174,14 +170,6 @@ def negative_integers(graph: IntegerGraph, model: onnx.ModelProto) -> dict[str, 
 def new_node(kind: str, inputs: list[str], output: str, name: str = "", domain: str = "") -> NodeProto:
     """A node with one output, after which it is called where it has no name of its own."""
     return helper.make_node(kind, inputs, [output], name=name or output, domain=domain)
-
-
-def _moves_values(node: NodeProto) -> bool:
-    return (node.op_type in _MOVES_VALUES and len(node.output) == 1) or is_nearest_resize(node)
-
-
-def _data_inputs(node: NodeProto) -> list[str]:
-    return list(node.input) if node.op_type == "Concat" else list(node.input[:1])
 
 
 def _live(nodes: list[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

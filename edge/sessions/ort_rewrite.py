@@ -247,7 +247,8 @@ def _integer_operator(rewriting: _Rewriting, operator: NodeProto | None, quantiz
     if operator.op_type == "Conv":
         return [_integer_convolution(rewriting, layer, quantize)]
     if operator.op_type == "Gemm":
-        return [_integer_product(rewriting, layer, quantize)]
+        product = _integer_product(rewriting, layer, quantize)
+        return None if product is None else [product]
     if operator.op_type == "ConvTranspose":
         return _integer_transposed_convolution(rewriting, layer, quantize)
     return None
@@ -292,11 +293,15 @@ def _integer_convolution(rewriting: _Rewriting, layer: _Layer, quantize: NodePro
     return node
 
 
-def _integer_product(rewriting: _Rewriting, layer: _Layer, quantize: NodeProto) -> NodeProto:
+def _integer_product(rewriting: _Rewriting, layer: _Layer, quantize: NodeProto) -> NodeProto | None:
+    """QGemm; None where operands are scaled or the first is transposed."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in layer.node.attribute}
+    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
+        return None
     operands, bias = _layer_inputs(rewriting, layer)
     inputs = [*operands, *(bias or [""]), *rewriting.result(quantize)]
     node = new_node("QGemm", inputs, quantize.output[0], name=layer.node.name, domain=_CONTRIB)
-    node.attribute.extend(layer.node.attribute)
+    node.attribute.append(helper.make_attribute("transB", attributes.get("transB", 0)))
     return node
 
 

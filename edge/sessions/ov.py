@@ -24,6 +24,14 @@ except ImportError as error:
         f"OpenVINO cannot be loaded ({error}); install rust-edge[openvino], or choose another session.backend"
     ) from error
 
+_OLDEST: Final = (2026, 4)
+"""Versions from 2025.0 to 2026.3 gave other scores for INT8 streams than for one inference over the strip."""
+if tuple(int(number) for number in openvino.__version__.split("-")[0].split(".")[:2]) < _OLDEST:
+    raise SessionError(
+        f"OpenVINO {openvino.__version__.split('-')[0]} is installed, expected {_OLDEST[0]}.{_OLDEST[1]} or newer: "
+        "older ones misread INT8 streams; install rust-edge[openvino]"
+    )
+
 FloatPrecision = Literal["f32", "bf16", "f16"]
 """What float operators compute in; those on integers stay as they are. A bundle's scores were verified in f32."""
 
@@ -55,7 +63,8 @@ class OvSession:
     engine: path of the ONNX file, or its bytes. threads: of one inference; 0: one per core. cache: folder where compiled
     engines are kept from one start to the next; None: compiled at every start.
     Scores come in a buffer that the next call reuses. A shape's first inference takes longer: the engine is compiled for it.
-    Raises SessionError where the file is broken or is not one uint8 image in, one float32 score tensor (or uint8 mask) out.
+    Raises SessionError where the file is broken or is not one uint8 image in, one tensor of scores out: float32, or uint8
+    where the engine has a mask head.
     """
 
     backend = "openvino"
@@ -69,7 +78,7 @@ class OvSession:
         if len(inputs) != 1 or _element(inputs[0]) != "u8" or len(_sizes(inputs[0])) != 4:
             raise SessionError(f"{self._where}: got inputs {_described(inputs)}, expected one uint8 image (n, c, h, w)")
         if len(outputs) != 1 or _element(outputs[0]) not in _DTYPES:
-            raise SessionError(f"{self._where}: got outputs {_described(outputs)}, expected one float32 tensor of scores")
+            raise SessionError(f"{self._where}: got outputs {_described(outputs)}, expected one float32 or uint8 tensor")
         self._declared = ", ".join(["n", *_sizes(inputs[0])[1:]])
         self._dtype = _DTYPES[_element(outputs[0])]
         self._engines: OrderedDict[tuple[int, ...], _Engine] = OrderedDict()
@@ -166,12 +175,13 @@ class OvStreamingSession:
             ) from error
         compiled = _compile(model, _options(threads, precision, cache), self._where)
         shape = tuple(compiled.output(0).shape)
-        if _element(compiled.output(0)) != "f32" or len(shape) != 4 or shape[2:] != self._chunk.shape[2:]:
+        dtype = _DTYPES.get(_element(compiled.output(0)))
+        if dtype is None or len(shape) != 4 or shape[2:] != self._chunk.shape[2:]:
             raise SessionError(
                 f"{self._where}: got scores {_described(compiled.outputs)} for a chunk {self._chunk.shape}, "
-                "expected float32 at the chunk's size; export the bundle again"
+                "expected float32 or uint8 at the chunk's size; export the bundle again"
             )
-        self._scores: Scores = np.zeros(shape, np.float32)
+        self._scores: Scores = np.zeros(shape, dtype)
         self._request = compiled.create_infer_request()
         self._request.set_input_tensor(openvino.Tensor(self._chunk, shared_memory=True))
         self._request.set_output_tensor(openvino.Tensor(self._scores, shared_memory=True))
@@ -183,7 +193,7 @@ class OvStreamingSession:
         del self._request
 
     def step(self, chunk: Batch) -> Scores:
-        """chunk (1, 1, chunk_lines, width) uint8 -> scores (1, classes, chunk_lines, width) float32, valid until the next step.
+        """chunk (1, 1, chunk_lines, width) uint8 -> scores (1, channels, chunk_lines, width), valid until the next step.
 
         Raises SessionError.
         """

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from export.checkpoints.archives import Members, extra_hints, read_members, repacked
 from export.checkpoints.checkpoint import Hints, ModuleContent, OneAnswer
 from export.checkpoints.hints import merged
+from export.checkpoints.reasons import first_line
 from export.checkpoints.torch_files import quiet
 from export.checkpoints.weights import check_finite
 from export.errors import ExportError
@@ -55,17 +56,24 @@ def read_exported(path: Path, trust: bool) -> tuple[ModuleContent, Hints]:
         with quiet():
             program = torch.export.load(repacked(members))
     except Exception as error:  # torch raises whatever its reader stumbles on
-        raise ExportError(f"{path}: damaged, or of another version of torch ({_first_line(error)}); export it again") from error
+        raise ExportError(f"{path}: damaged, or of another version of torch ({first_line(error)}); export it again") from error
     image = _image_shape(path, program)
     _refuse_training(path, program)
     _free_batch(program, image[0])
-    module: Any = program.module(check_guards=False)
-    # plain again: modules of torch.export refuse .eval(), which exporters call
-    network = fx.GraphModule(module, module.graph).float()
+    network = _plain(program)
     check_finite(dict(network.state_dict()), str(path))
     sizes = [size for size in image[2:] if isinstance(size, int)]
     tile = (sizes[0], sizes[1]) if len(sizes) == 2 and isinstance(image[1], int) and image[1] <= 4 else None
     return ModuleContent(OneAnswer(network)), merged(extra_hints(members), Hints(tile=tile))
+
+
+def _plain(program: ExportedProgram) -> fx.GraphModule:
+    """The network as any other: modules of torch.export refuse .eval(), which exporters call, and other sizes of the batch."""
+    try:
+        module: Any = program.module(check_guards=False)
+    except TypeError:  # torch before 2.9 checks in a hook, which stays behind here
+        module = program.module()
+    return fx.GraphModule(module, module.graph).float()
 
 
 def _image_shape(path: Path, program: ExportedProgram) -> tuple[Any, ...]:
@@ -130,7 +138,7 @@ def _pickle_faults(name: str, content: bytes) -> Iterator[str]:
         with quiet():
             torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch would unpickle the rest of it after any error
-        yield f"holds more than tensors in {name} ({_first_line(error)})"
+        yield f"holds more than tensors in {name} ({first_line(error)})"
 
 
 def _payload_faults(name: str, content: bytes, members: Members) -> Iterator[str]:
@@ -185,7 +193,3 @@ def _dicts(document: object) -> Iterator[dict[str, Any]]:
             waiting.extend(value)
         elif isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
             waiting.append(_parsed(value))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

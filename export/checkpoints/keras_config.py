@@ -75,8 +75,13 @@ def for_keras_3(config: Mapping[str, Any], keras_version: str, origin: str) -> C
     if not isinstance(adapted, dict) or not isinstance(adapted.get("config"), dict):
         raise ExportError(f"{origin}: its configuration is no Keras model's (no class_name and config); copy the file again")
     if legacy or "module" not in adapted:
-        adapted |= {"module": "keras", "registered_name": None}
-        adapted["class_name"] = "Model" if adapted.get("class_name") == "Functional" else adapted.get("class_name")
+        kind = str(adapted.get("class_name"))
+        if kind not in ("Functional", "Model", "Sequential"):
+            raise ExportError(
+                f"{origin}: its model is code (class {kind}), not a graph of layers; expected keras.Sequential or "
+                "keras.Model(inputs, outputs), or the network as ONNX"
+            )
+        adapted |= {"module": "keras", "registered_name": None, "class_name": "Model" if kind == "Functional" else kind}
     return adapted
 
 
@@ -132,6 +137,10 @@ def _of_keras_2(value: Config, origin: str) -> Config:
         return adapted
     if kind in ("Model", "Functional") and isinstance(config.get("layers"), list):
         adapted["config"] = _with_counted_calls(config)
+        for ends in ("input_layers", "output_layers"):
+            # one image and one answer are not lists of one in Keras 3
+            if isinstance(config.get(ends), list) and len(config[ends]) == 1:
+                adapted["config"][ends] = adapted["config"][ends][0]
     # Keras 2 writes the argument of the base class, which these layers of Keras 3 do not take
     if kind in ("Conv2DTranspose", "DepthwiseConv2D", "SeparableConv2D") and config.get("groups", 1) == 1:
         adapted["config"] = {key: item for key, item in config.items() if key != "groups"}

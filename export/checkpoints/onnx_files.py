@@ -13,10 +13,11 @@ from onnx import TensorProto, numpy_helper
 
 from export.checkpoints.checkpoint import Hints, OnnxContent
 from export.checkpoints.hints import hints_of, merged
+from export.checkpoints.reasons import first_line
 from export.errors import ExportError
 from export.passes.image_input import find_image_input
 
-_EMPTY = frozenset((TensorProto.UNDEFINED, TensorProto.STRING))
+_NO_NUMBERS = frozenset((TensorProto.UNDEFINED, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128))
 
 
 def read_onnx(path: Path) -> tuple[OnnxContent, Hints]:
@@ -24,7 +25,7 @@ def read_onnx(path: Path) -> tuple[OnnxContent, Hints]:
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, OSError, RuntimeError) as error:
-        raise ExportError(f"{path}: damaged ONNX file ({_first_line(error)}); copy it again") from error
+        raise ExportError(f"{path}: damaged ONNX file ({first_line(error)}); copy it again") from error
     if not model.graph.node:
         raise ExportError(f"{path}: damaged ONNX file: its graph has no nodes; export it again")
     outside = outside_files(model)
@@ -35,7 +36,7 @@ def read_onnx(path: Path) -> tuple[OnnxContent, Hints]:
         absent = [name for name in outside if not (path.parent / name).is_file()]
         if absent:
             raise ExportError(f"{path}: its weights are in {absent[0]}, which is not beside it; copy both") from error
-        raise ExportError(f"{path}: damaged or invalid ONNX file ({_first_line(error)}); export it again") from error
+        raise ExportError(f"{path}: damaged or invalid ONNX file ({first_line(error)}); export it again") from error
     _check_finite(model, path)
     image = find_image_input(model)
     shape = Hints(tile=(image.height, image.width) if image and image.height and image.width else None)
@@ -75,12 +76,10 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _check_finite(model: onnx.ModelProto, path: Path) -> None:
     for tensor in model.graph.initializer:
-        if tensor.data_type in _EMPTY:
+        if tensor.data_type in _NO_NUMBERS:
             continue
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        values = np.asarray(numpy_helper.to_array(tensor))
+        values = values.astype(np.float32) if values.dtype.kind not in "fiub" else values
+        # single ones are bounds and paddings: infinity is right there
+        if np.isnan(values).any() or (values.size > 1 and not np.isfinite(values).all()):
             raise ExportError(f"{path}: {tensor.name} holds values that are no finite numbers; expected trained weights")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -48,7 +48,7 @@ def read_saved_model(folder: Path) -> SavedModel:
         nodes = [_node(message) for _, message in read_fields(bundle.text(_OBJECT_GRAPH))]
         metadata = folder / "keras_metadata.pb"
         if metadata.is_file():
-            return _of_tf_keras(metadata.read_bytes(), nodes, bundle)
+            return _of_tf_keras(folder, metadata.read_bytes(), nodes, bundle)
         listed = nodes[nodes[0].children["variables"]].children if nodes and "variables" in nodes[0].children else {}
         variables = [nodes[index] for _, index in sorted(listed.items(), key=lambda child: int(child[0]))]
     except (ValueError, KeyError, IndexError, RecursionError) as error:
@@ -61,7 +61,7 @@ def read_saved_model(folder: Path) -> SavedModel:
     return SavedModel(None, (StoredLayer("", tuple((v.name, bundle.tensor(v.key)) for v in variables)),))
 
 
-def _of_tf_keras(metadata: bytes, nodes: list[_Node], bundle: TensorBundle) -> SavedModel:
+def _of_tf_keras(folder: Path, metadata: bytes, nodes: list[_Node], bundle: TensorBundle) -> SavedModel:
     described: dict[tuple[str, ...], dict[str, Any]] = {}
     for _, message in read_fields(metadata):
         fields: dict[int, Value] = dict(read_fields(as_bytes(message)))
@@ -70,7 +70,7 @@ def _of_tf_keras(metadata: bytes, nodes: list[_Node], bundle: TensorBundle) -> S
     root = described.get((), {})
     if "class_name" not in root or "config" not in root:
         raise ExportError(
-            "the SavedModel is of a model that is code, not a graph of layers; expected keras.Sequential or "
+            f"{folder}: its model is code, not a graph of layers; expected keras.Sequential or "
             "keras.Model(inputs, outputs), or the network as ONNX"
         )
     layers: dict[str, list[tuple[str, Array]]] = {}

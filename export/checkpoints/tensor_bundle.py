@@ -88,7 +88,7 @@ class TensorBundle:
         entry = self._entries[key]
         if entry.dtype != _STRING or math.prod(entry.shape) != 1:
             raise ExportError(f"{self._prefix}: {key} is no text; expected one")
-        # the length, its checksum, the text; the tensor's own checksum counts the length as four bytes, not as it is written
+        # the length, the length's checksum, the text
         content = self._file(entry)[entry.offset : entry.offset + entry.size]
         length, start = read_varint(content, 0)
         if start + 4 + length != len(content):

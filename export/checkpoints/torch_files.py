@@ -20,6 +20,7 @@ from torch import nn
 
 from export.checkpoints.checkpoint import Hints, ModuleContent, OneAnswer, StateContent
 from export.checkpoints.hints import KEYS, hints_of
+from export.checkpoints.reasons import first_line
 from export.checkpoints.weights import check_finite, find_modules, find_state
 from export.errors import ExportError
 
@@ -83,7 +84,7 @@ def read_saved(path: Path, trust: bool) -> tuple[StateContent | ModuleContent, H
     try:
         state, key = find_state(document, str(path))
     except (RuntimeError, MemoryError) as error:  # shapes that no memory holds
-        raise ExportError(f"{path}: damaged: {_first_line(error)}; copy it again") from error
+        raise ExportError(f"{path}: damaged: {first_line(error)}; copy it again") from error
     return StateContent(state, key), hints_of(document) if isinstance(document, dict) and key else Hints()
 
 
@@ -103,14 +104,14 @@ def _load_plain(path: Path) -> object:
         asked = re.findall(r"GLOBAL (\S+)", str(error)) or re.findall(r"Unsupported \w+ \S+", str(error))
         if not asked:
             raise ExportError(
-                f"{path}: damaged, or not written by torch.save ({_first_line(error)}); copy it again, or save it so"
+                f"{path}: damaged, or not written by torch.save ({first_line(error)}); copy it again, or save it so"
             ) from error
         raise ExportError(
             f"{path}: holds more than weights ({asked[0].strip()}), and loading that runs code in the file; save the weights "
             "alone, torch.save(model.state_dict(), ...), or say --trust-checkpoint if you trust whoever made the file"
         ) from error
     except _FAULTS as error:
-        raise ExportError(f"{path}: damaged or no PyTorch checkpoint ({_first_line(error)}); copy it again") from error
+        raise ExportError(f"{path}: damaged or no PyTorch checkpoint ({first_line(error)}); copy it again") from error
 
 
 def _load_trusted(path: Path) -> object:
@@ -124,11 +125,11 @@ def _load_trusted(path: Path) -> object:
         ) from error
     except AttributeError as error:
         raise ExportError(
-            f"{path}: its network is of a class that is not to be found here ({_first_line(error)}); make it importable "
+            f"{path}: its network is of a class that is not to be found here ({first_line(error)}); make it importable "
             "(PYTHONPATH), or save the weights alone: torch.save(model.state_dict(), ...)"
         ) from error
     except Exception as error:  # code of the file's own ran, and may have raised anything
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ExportError(f"{path}: damaged, or not written by torch.save ({reason}); copy it again, or save it so") from error
 
 
@@ -139,13 +140,9 @@ def _module(path: Path, network: nn.Module) -> tuple[ModuleContent, Hints]:
         network = network.float().eval()
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         raise ExportError(
-            f"{path}: its network does not go with torch {torch.__version__} ({_first_line(error)}); save the weights alone "
+            f"{path}: its network does not go with torch {torch.__version__} ({first_line(error)}); save the weights alone "
             "with the version that it was made with: torch.save(model.state_dict(), ...)"
         ) from error
     check_finite(dict(network.state_dict()), str(path))
     said = {key: value for key in KEYS if isinstance(value := getattr(network, key, None), str | int | dict | list | tuple)}
     return ModuleContent(OneAnswer(network)), hints_of(said)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -10,6 +10,7 @@ import torch
 
 from export.checkpoints.archives import extra_hints, read_members, repacked
 from export.checkpoints.checkpoint import Hints, ModuleContent, OneAnswer
+from export.checkpoints.reasons import first_line
 from export.checkpoints.torch_files import quiet
 from export.checkpoints.weights import check_finite
 from export.errors import ExportError
@@ -31,8 +32,7 @@ def read_torchscript(path: Path, trust: bool) -> tuple[ModuleContent, Hints]:
             module = torch.jit.load(repacked(members), map_location="cpu").float().eval()  # type: ignore[no-untyped-call]
         arguments = module.forward.schema.arguments[1:]
     except Exception as error:  # whatever the archive's own code raises while it is set up
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ExportError(f"{path}: damaged TorchScript archive ({reason}); export it again") from error
+        raise ExportError(f"{path}: damaged TorchScript archive ({first_line(error)}); export it again") from error
     needed = [argument.name for argument in arguments if not argument.has_default_value()]
     if len(needed) != 1:
         raise ExportError(f"{path}: its network takes {', '.join(needed) or 'nothing'}; expected one image")

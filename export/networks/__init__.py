@@ -9,7 +9,7 @@ from export.errors import ExportError
 from export.networks.architecture import Architecture
 from export.networks.gate import SteelGate
 from export.networks.grey_input import IMAGENET, UNIT
-from export.networks.keras_networks import keras_architectures
+from export.networks.keras_networks import KERAS_ARCHITECTURES
 from export.networks.library import GENERIC_NAMES, PITS_UNETPP, library_architecture, settle
 from export.networks.pits_unet import build_pits_unet
 from export.networks.rust_cnn import build_rust_cnn
@@ -77,7 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             pixel_threshold=0.5,
         ),
         PITS_UNETPP,
-        *keras_architectures(Architecture),
+        *KERAS_ARCHITECTURES,
     )
 }
 

@@ -20,7 +20,7 @@ class Architecture:
 
     framework: whose checkpoints it reads; `any` stands for whatever network the file itself holds.
     build(state): torch's network with the widths and the number of classes that the state dict has; it need not fit.
-    build_keras(keras, classes): the same in Keras, where `keras` is Keras 3 or TF-Keras 2, the module itself.
+    build_keras(keras, outputs): the same in Keras, where `keras` is Keras 3 or TF-Keras 2, the module itself.
     classes: names in index order, the background or clean steel first; empty: the checkpoint or `--classes` has to say.
     stride: multiple that the input's height and width must be; 0: measured.
     tile: height and width of the engine's input; of one that streams or runs in slabs, of a core without its halo.

@@ -141,8 +141,8 @@ def _check_size(model: onnx.ModelProto, image: ImageInput, tile: tuple[int, int]
         baked = node.op_type == "Resize" and len(node.input) > 3 and node.input[3] in weights
         if baked and None not in (image.height, image.width) and (image.height, image.width) != tile:
             raise ExportError(
-                f"{label(node)} resizes to what belongs to images of {image.height}x{image.width}, the tile is {tile[0]}x{tile[1]}; "
-                f"take the graph's own size (--tile {image.height}x{image.width})"
+                f"{label(node)} resizes to what belongs to images of {image.height}x{image.width}, the tile is "
+                f"{tile[0]}x{tile[1]}; take the graph's own size (--tile {image.height}x{image.width})"
             )
 
 

@@ -15,6 +15,8 @@ from edge.errors import SessionError
 from edge.manifest import Streaming
 from edge.sessions.ort import OrtSession
 from edge.sessions.ov_rewrite import rewrite_for_openvino
+from export.passes.half_precision import to_half
+from export.passes.heads import with_head
 from export.passes.streaming import StreamedModel, stream
 from export.quantize import quantize, tensors_to_observe
 
@@ -199,21 +201,42 @@ def test_an_engine_that_holds_on_to_its_size_refuses_others_and_goes_on():
         np.testing.assert_array_equal(session.infer(tiles), wanted)
 
 
-def test_a_mask_comes_as_bytes():
-    model = adding_unet()
-    nodes = [
-        helper.make_node("ArgMax", ["scores"], ["winner"], axis=1, keepdims=1),
-        helper.make_node("Cast", ["winner"], ["winner_u8"], to=TensorProto.UINT8),
-        helper.make_node("Concat", ["winner_u8", "winner_u8"], ["mask"], axis=1),
-    ]
-    model.graph.node.extend(nodes)
-    del model.graph.output[:]
-    model.graph.output.append(helper.make_tensor_value_info("mask", TensorProto.UINT8, ["n", 2, 32, 48]))
-    mask = scores_of(OvSession(model.SerializeToString(), 1), images(2, 32, 48))
-    assert (mask.dtype, mask.shape) == (np.uint8, (2, 2, 32, 48))
-    np.testing.assert_array_equal(
-        mask[:, 0], scores_of(OrtSession(adding_unet().SerializeToString(), 1), images(2, 32, 48)).argmax(1)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_masks_and_probabilities_are_those_of_onnx_runtime(activation, precision):
+    model = adding_unet() if precision == "fp32" else int8(adding_unet())
+    tiles = images(2, 32, 48)
+    mask = with_head(model, "mask", activation).SerializeToString()
+    wanted, got = scores_of(OrtSession(mask, 1), tiles), scores_of(OvSession(mask, 1), tiles)
+    assert (got.dtype, got.shape) == (np.uint8, (2, 2, 32, 48))
+    assert np.mean(got[:, 0] != wanted[:, 0]) < 1e-3
+    assert np.abs(got[:, 1].astype(int) - wanted[:, 1]).max() <= 1
+    assert len(np.unique(got[:, 0])) > 2
+    graph = with_head(model, "probabilities", activation)
+    np.testing.assert_allclose(
+        scores_of(OvSession(graph.SerializeToString(), 1), tiles),
+        scores_of(OrtSession(graph.SerializeToString(), 1), tiles),
+        atol=1e-4,
     )
+
+
+def test_a_stream_s_mask_comes_as_bytes():
+    model = adding_unet()
+    engine, strip = stream(model), images(1, 96, 48, seed=4)
+    streaming = Streaming(lag_lines=engine.lag_lines, states=engine.states)
+    headed = with_head(engine.model, "mask", "softmax").SerializeToString()
+    with OvStreamingSession(headed, streaming, 48, 16, 1) as session:
+        rows = np.concatenate([session.step(strip[:, :, line : line + 16]).copy() for line in range(0, 96, 16)], axis=2)
+    whole = scores_of(OvSession(with_head(model, "mask", "softmax").SerializeToString(), 1), strip)
+    inside = slice(engine.reach_lines, 96 - engine.lag_lines - engine.reach_lines)
+    assert rows.dtype == np.uint8
+    np.testing.assert_array_equal(rows[:, :, engine.lag_lines :][:, :, inside], whole[:, :, inside])
+    assert inside.stop - inside.start > 32
+
+
+def test_a_half_precision_file_answers_as_in_onnx_runtime():
+    shares = shares_of_spread(to_half(adding_unet()), images(4, 32, 48, seed=3))
+    assert shares.max() < 0.01
 
 
 def test_a_batch_that_may_not_be_written_is_read_all_the_same():
@@ -314,6 +337,17 @@ def run(session: OvStreamingSession, strip: np.ndarray) -> np.ndarray:
     step = session.chunk_lines
     scores = [session.step(strip[:, :, line : line + step]).copy() for line in range(0, strip.shape[2], step)]
     return np.concatenate(scores, axis=2)[:, :, session.lag_lines :]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_residual_networks_stream_bit_for_bit_too(precision):
+    model = residual_net() if precision == "fp32" else int8(residual_net())
+    engine, strip = stream(model), images(1, 128, 32, seed=7)
+    reach = engine.reach_lines
+    with open_stream(engine, width=32) as session:
+        rows = run(session, strip)
+    wanted = scores_of(OvSession(model.SerializeToString(), 1), strip)
+    np.testing.assert_array_equal(rows[:, :, reach : 128 - reach], wanted[:, :, reach : rows.shape[2]][:, :, : 128 - 2 * reach])
 
 
 @pytest.mark.parametrize("chunk_lines", [4, 8, 32])

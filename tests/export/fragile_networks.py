@@ -53,7 +53,7 @@ def blobs_and_lines(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images, masks
 
 
-def taught(steps: int = 250) -> BlobNet:
+def taught(steps: int = 160) -> BlobNet:
     """The network after some seconds of training."""
     torch.manual_seed(0)
     network = BlobNet()

@@ -118,6 +118,8 @@ def write_tf_keras(folder):
     odd.save(folder / "uncommon.keras")
     odd.save(folder / "uncommon", save_format="tf")
 
+    write_unreadable(keras, folder)
+
     unet = settle(builders["severstal_unet"](keras, 4))
     write_answer(unet, folder / "severstal-unet", 1.0)
     (folder / "severstal-unet.json").write_text(unet.to_json())
@@ -133,6 +135,27 @@ def write_tf_keras(folder):
     coating.compile("adam", "binary_crossentropy")
     write_answer(coating, folder / "coating-unet", 1.0)
     coating.save(folder / "coating-unet.h5")
+
+
+def write_unreadable(keras, folder):
+    """Models of TF-Keras 2 that Keras 3 cannot take as they are."""
+
+    class OwnModel(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = keras.layers.Conv2D(1, 1)
+
+        def call(self, x):
+            return self.conv(x)
+
+    own = OwnModel()
+    own(np.zeros((1, 8, 8, 1), np.float32))
+    own.save(folder / "own-model", save_format="tf")
+    image = keras.Input((8, 8, 1))
+    keras.Model(image, keras.layers.Conv2D(1, 1)(image / 255.0)).save(folder / "operation.h5")
+    keras.Model(image, keras.layers.Conv2D(1, 1, activation="hard_sigmoid", name="gate")(image)).save(
+        folder / "other-function.h5"
+    )
 
 
 def write_keras_3_export(folder):

@@ -417,7 +417,7 @@ def test_arithmetic_with_bytes_is_refused() -> None:
 def test_a_network_in_training_mode_is_refused_by_the_exporter_too() -> None:
     class Baked(nn.Module):
         def forward(self, image: Tensor) -> Tensor:
-            return nn.functional.batch_norm(image.float(), None, None, training=True)
+            return nn.functional.batch_norm(image.float(), torch.zeros(1), torch.ones(1), training=True)
 
     with pytest.raises(ExportError, match=r"BatchNormalization.*training mode"):
         to_onnx(Baked(), *TILE)

@@ -529,6 +529,17 @@ def test_onnx_weights_that_are_not_beside_it_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "net.onnx")
 
 
+def test_onnx_weights_outside_the_folder_are_not_fetched(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    path = tmp_path / "net" / "net.onnx"
+    save_outside(classifier(), path)
+    (path.parent / "weights.bin").rename(tmp_path / "weights.bin")
+    path.write_bytes(path.read_bytes().replace(b"weights.bin", b"../eights.b"))
+    (tmp_path / "eights.b").write_bytes((tmp_path / "weights.bin").read_bytes())
+    with pytest.raises(ExportError, match="damaged or invalid ONNX file"):
+        read_checkpoint(path)
+
+
 def test_weights_go_with_a_keras_description_alone(tmp_path: Path) -> None:
     torch.save(classifier().state_dict(), tmp_path / "best.pt")
     with pytest.raises(ExportError, match=r"holds its weights itself.*--weights goes with a model\.json"):

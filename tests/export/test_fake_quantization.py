@@ -270,5 +270,5 @@ def test_a_convolution_that_is_none_of_torchs_is_named():
 
     model = to_onnx(Normalised(), SIDE, SIDE)
     quantized = quantize(model, ranges_of(model))
-    with pytest.raises(ExportError, match="otherwise than by one of torch's convolutions"):
+    with pytest.raises(ExportError, match="otherwise than by one of torch's functions for layers"):
         SimulatedInt8(OwnConvolution(layers).eval(), model, quantized, images(1, SIDE, SIDE), ())

@@ -20,7 +20,7 @@ import torch
 from export.checkpoints.keras_files import import_keras, load_weights, read_keras
 from export.checkpoints.tensor_bundle import TensorBundle, crc32c
 from export.errors import ExportError
-from export.networks.keras_builders import coating_unet, rust_cls, severstal_gate, severstal_unet
+from export.networks.keras_builders import rust_cls, severstal_gate, severstal_unet
 from export.networks.keras_channels import to_module
 
 PYTHON = os.environ.get("RUST_EDGE_TENSORFLOW_PYTHON", "")
@@ -90,7 +90,6 @@ def test_a_whole_unet_with_transposed_convolutions_answers_as_tf_keras_did(keras
         ("severstal-unet.hdf5", severstal_unet, "severstal-unet"),
         ("severstal-unet-3.weights.h5", severstal_unet, "severstal-unet"),
         ("severstal-gate.hdf5", severstal_gate, "severstal-gate"),
-        ("coating-unet.h5", coating_unet, "coating-unet"),
         ("rust-cls.h5", rust_cls, "rust-cls"),
     ],
 )
@@ -107,6 +106,19 @@ def test_what_keras_3_exports_for_serving_gives_its_weights_to_an_architecture(k
     assert_answers(keras, model, files / "exported.npz")
     with pytest.raises(ExportError, match=r"top/kernel \(3, 3, 1, 8\), expected"):
         load_weights(files / "exported", lambda outputs: rust_cls(keras, outputs), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own-model", "its model is code .class OwnModel"),
+        ("operation.h5", r"'tf.math.truediv' \(TFOpLambda\) is a TensorFlow function outside a layer"),
+        ("other-function.h5", r"'gate' \(Conv2D\) has the activation hard_sigmoid, another function in Keras 3"),
+    ],
+)
+def test_what_keras_3_would_read_otherwise_or_not_at_all_is_refused_with_the_layers_name(files, name, message):
+    with pytest.raises(ExportError, match=message):
+        read_keras(files / name)
 
 
 def test_a_damaged_saved_model_is_refused(files, tmp_path):

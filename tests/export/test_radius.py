@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from dense_networks import narrow
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_checkpoints import steel_image, trained_unet
+from small_checkpoints import CLASSES, steel_image, trained_unet
 from torch import Tensor, nn
 
 from edge.manifest import HaloShare
@@ -14,7 +17,8 @@ from edge.sessions.ort import OrtSession
 from export.errors import ExportError
 from export.halo import FEWEST_PIXELS, choose_halo, measure_halos
 from export.passes.streaming import stream
-from export.radius import Reach, measure_reach
+from export.quality import Reading
+from export.radius import Reach, WholeTileError, _show_enough, measure_reach
 from export.to_onnx import to_onnx, with_input_size
 
 
@@ -69,18 +73,77 @@ def test_a_crop_with_the_measured_halo_answers_as_the_whole_image(unet_reach: Re
     np.testing.assert_allclose(inside, whole[:, :, core, core], atol=1e-5 * np.ptp(whole))
 
 
-def test_a_network_that_pools_over_the_whole_tile_has_no_radius() -> None:
-    class Squeeze(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Conv2d(1, 4, 3, padding=1)
+@pytest.mark.parametrize(
+    ("name", "reach"),
+    [("residual", Reach(16, 62)), ("bottleneck", Reach(16, 86)), ("plain", Reach(8, 51)), ("nested", Reach(8, 51))],
+)
+def test_the_radius_of_the_seed_networks_is_what_their_operators_say(name: str, reach: Reach) -> None:
+    model = narrow(name)
+    assert measure_reach(model) == reach
+    streamed = stream(model)
+    assert (streamed.stride, streamed.reach_lines) == (reach.stride, reach.radius)
 
-        def forward(self, image: Tensor) -> Tensor:
-            features = torch.relu(self.first(image.float()))
-            return features * torch.nn.functional.adaptive_avg_pool2d(features, 1)
 
-    with pytest.raises(ExportError, match="pools over the whole tile has no halo"):
-        measure_reach(to_onnx(Squeeze(), 64, 64))
+class Whole(nn.Module):
+    """A convolution, and behind it something that depends on the whole tile."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.behind = behind
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.behind(torch.relu(self.first(image.float())))
+
+
+def spread_corners(x: Tensor) -> Tensor:
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize(
+    ("behind", "node"),
+    [
+        (lambda x: x * nn.functional.adaptive_avg_pool2d(x, 1), "GlobalAveragePool"),
+        (lambda x: x * x.mean(dim=(2, 3), keepdim=True), "ReduceMean"),
+        (lambda x: torch.softmax(x, dim=2), "Softmax"),
+        (spread_corners, "Resize"),
+    ],
+)
+def test_a_network_that_looks_at_the_whole_tile_has_no_radius_and_the_operator_is_named(
+    behind: Callable[[Tensor], Tensor], node: str
+) -> None:
+    with pytest.raises(WholeTileError, match="one that pools over the whole tile has no halo") as caught:
+        measure_reach(to_onnx(Whole(behind), 64, 64))
+    assert node in caught.value.node
+    assert caught.value.node in str(caught.value)
+
+
+def test_what_upsampling_padding_and_cropping_reach_is_counted() -> None:
+    """Bilinear: half a pixel of stride 2 more on both sides than the repeated one; a 4x4 kernel of stride 2: one and a half."""
+
+    def reach(behind: Callable[[Tensor], Tensor]) -> int:
+        return measure_reach(to_onnx(Whole(behind), 64, 64)).radius
+
+    repeated = reach(lambda x: nn.functional.interpolate(x, scale_factor=2.0))
+    assert repeated == 2  # a pixel reads those of its pair's window: -1 .. +1 around the first, -2 .. 0 around the second
+    assert reach(lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)) == repeated + 1
+    weight = torch.ones(4, 2, 4, 4)
+    assert reach(lambda x: nn.functional.conv_transpose2d(x, weight, stride=2, padding=1)) == repeated + 1
+    assert reach(lambda x: nn.functional.pixel_shuffle(x, 2)) == repeated
+
+    def padded(x: Tensor) -> Tensor:
+        """A window of four, one before and two behind."""
+        around = nn.functional.pad(x, (2, 3, 2, 3))[:, :, 1:-1, 1:-1]
+        return nn.functional.pixel_shuffle(nn.functional.avg_pool2d(around, 4, 1), 2)
+
+    assert reach(padded) == 5  # pairs j - 1 .. j + 2, of which pair j + 2 reads pixel 2 (j + 2) + 1, seen from pixel 2 j
+
+
+def test_a_radius_far_too_small_for_the_network_itself_is_found_out() -> None:
+    """Random weights hand on hardly anything from the outermost pixels, so only a large error shows."""
+    with pytest.raises(ExportError, match=r"when pixels more than 8 px along the strip do; expected no change"):
+        _show_enough(narrow("plain"), Reach(8, 8))
+    _show_enough(narrow("plain"), Reach(8, 51))
 
 
 def test_a_stride_that_differs_along_and_across_is_refused() -> None:
@@ -98,8 +161,9 @@ def test_a_stride_that_differs_along_and_across_is_refused() -> None:
 
 def test_smaller_halos_change_more_pixels_and_the_full_one_none(unet_reach: Reach) -> None:
     model = with_input_size(to_onnx(trained_unet(), 64, 64), "height", "width")
+    reading = Reading(CLASSES, "softmax", 0.5, unet_reach)
     with OrtSession(model.SerializeToString(), threads=1) as session:
-        found = measure_halos(session, [steel_image(seed, 200, 200, 12)[0] for seed in range(4)], unet_reach, core=96)
+        found = measure_halos(session, [steel_image(seed, 200, 200, 12)[0] for seed in range(4)], reading, core=96)
     changed = {share.halo: share.changed for share in found.shares}
     assert list(changed) == list(range(0, 113, 16))
     assert changed[0] > 0

@@ -21,10 +21,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from edge.sessions.ort_rewrite import rewrite_for_cpu
 from export.errors import ExportError
-from export.passes.streaming import StreamedModel, format_table, stream
+from export.passes.streaming import StreamedModel, StreamRefused, format_table, stream
 
 TILE = 96
-SLOW_OK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SLOW_OK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 class Graph:
@@ -352,12 +352,110 @@ def test_channel_softmax_and_batch_normalisation_pass_rows_on():
     np.testing.assert_allclose(rows[:, 3:-3], whole(model, strip)[:, 3:-3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("auto_pad", ["SAME_LOWER", "SAME_UPPER"])
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5])
+def test_transposed_convolutions_that_keep_the_size_stream_with_the_cut_that_onnx_runtime_makes(auto_pad, kernel):
+    graph = Graph(3)
+    graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+    graph.transposed(graph.top, 4, kernel, auto_pad=auto_pad)
+    assert_streams_exactly(graph.model(), chunks=2, columns=5)
+
+
+def test_keras_s_transposed_convolution_of_3x3_streams():
+    graph = Graph(3)
+    graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+    graph.transposed(graph.top, 4, kernel=3, top=0, bottom=1)
+    streamed = assert_streams_exactly(graph.model(), chunks=3, columns=5)
+    # Stem 3x3/2 with the padding above: ceil((0 + 3 - 1 - 2) / 2) = 0. Row j of the transposed one writes rows 2 j .. 2 j + 2:
+    # the last is the next step's first, one row of state holds the input for it, and nothing waits.
+    assert [(row.lag, row.state_rows) for row in streamed.table[:2]] == [(0, 1), (0, 1)]
+
+
+def test_a_stem_of_7x7_padded_more_below_than_above_streams():
+    graph = Graph(3)
+    graph.conv(graph.top, 4, kernel=7, step=2, top=2, bottom=3)
+    graph.pool("MaxPool", graph.top, 3, 2, 0, 1)
+    assert_streams_exactly(graph.model(), chunks=2, columns=5)
+
+
+@pytest.mark.parametrize("how", LINEAR, ids=lambda how: how["coordinate_transformation_mode"])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_linear_upsampling_waits_for_the_next_row_and_keeps_the_last(how, factor):
+    graph = Graph(3)
+    graph.floor(graph.pool("AveragePool", graph.conv(graph.top, 4), factor, factor, 0, 0))
+    graph.upsample(graph.top, factor, **how)
+    model = graph.model(height=96, width=96)
+    streamed = stream(model)
+    row = next(row for row in streamed.table if row.operator == "Resize")
+    pool = next(row for row in streamed.table if row.operator == "AveragePool")
+    assert row.lag == pool.lag * factor + (factor - 1 if how["coordinate_transformation_mode"] == "asymmetric" else factor // 2)
+    assert row.state_rows == 1
+    strip = np.random.default_rng(1).integers(0, 5, (120, 24)).astype(np.uint8)
+    reach = streamed.reach_lines
+    rows = streamed_rows(streamed, strip, 4 * factor)[:, reach:-reach]
+    # thirds are no floats: where a row lies, counted from the chunk's first or the strip's, changes the last bit
+    np.testing.assert_allclose(rows, whole(model, strip)[:, reach:-reach], atol=0 if factor != 3 else 1e-4)
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_padding_before_a_convolution_costs_no_state_and_stays_along_columns(mode):
+    graph = Graph(3)
+    graph.conv(graph.pad(graph.conv(graph.top, 4), 1, 1, mode), 4, top=0, bottom=0)
+    streamed = assert_streams_exactly(graph.model(), chunks=3, columns=7)
+    assert [(row.operator, row.lag, row.state_rows) for row in streamed.table[:3]] == [
+        ("Conv", 1, 2),
+        ("Pad", 0, 0),
+        ("Conv", 2, 2),
+    ]
+    pad = next(node for node in streamed.model.graph.node if node.op_type == "Pad")
+    pads = next(numpy_helper.to_array(i) for i in streamed.model.graph.initializer if i.name == pad.input[1])
+    assert pads.tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_first_in_first_outs_of_one_tensor_are_one_state_as_long_as_the_longest():
+    graph = Graph(3)
+    skip = graph.conv(graph.top, 4)
+    for _ in range(3):
+        graph.conv(graph.node("Concat", [skip, graph.conv(graph.conv(graph.top, 4), 4)], 8, 1, axis=1), 4)
+    streamed = assert_streams_exactly(graph.model(), chunks=4, columns=6)
+    waits = [row for row in streamed.table if row.operator == "Concat"]
+    assert [row.state_rows for row in waits] == [2, 5, 8]
+    assert len({row.states for row in waits}) == 1
+    held = {state.input: state.rows for state in streamed.states}
+    assert held[waits[0].states[0]] == 8
+
+
+def test_half_precision_rows_are_kept_as_such():
+    graph = Graph(3)
+    half = graph.node("Cast", [graph.conv(graph.top, 4)], 4, 1, to=TensorProto.FLOAT16)
+    pooled = graph.pool("MaxPool", half, 3, 1, 1, 1)
+    graph.node("Cast", [graph.node("Max", [pooled, half], 4, 1)], 4, 1, to=TensorProto.FLOAT)
+    streamed = assert_streams_exactly(graph.model(), chunks=4, columns=6)
+    assert [state.dtype for state in streamed.states] == ["float32", "float16", "float16"]
+
+
+def test_a_head_of_class_and_confidence_streams():
+    graph = Graph(5)
+    logits = graph.conv(graph.top, 4)
+    label = graph.node("Cast", [graph.node("ArgMax", [logits], 1, 1, axis=1, keepdims=1)], 1, 1, to=TensorProto.FLOAT)
+    highest = graph.node("ReduceMax", [logits], 1, 1, axes=[1], keepdims=1)
+    graph.node("Concat", [label, highest], 2, 1, axis=1)
+    assert_streams_exactly(graph.model(), chunks=4, columns=8)
+
+
 class TestRefusals:
     """What cannot stream is refused with the node's name and the reason."""
 
     def refused(self, graph: Graph) -> str:
-        with pytest.raises(ExportError) as caught:
+        with pytest.raises(StreamRefused) as caught:
             stream(graph.model())
+        assert isinstance(caught.value, ExportError)
+        assert f"'{caught.value.node}'" in str(caught.value)
+        return str(caught.value)
+
+    def refused_model(self, model: onnx.ModelProto) -> str:
+        with pytest.raises(StreamRefused) as caught:
+            stream(model)
         return str(caught.value)
 
     def test_global_pooling(self):
@@ -396,6 +494,44 @@ class TestRefusals:
         graph.conv(graph.top, 4, step=2, top=1, bottom=0)
         graph.upsample(graph.top, 2, **how)
         assert why in self.refused(graph)
+
+    @pytest.mark.parametrize(
+        ("how", "why"),
+        [
+            ({"mode": "linear", "coordinate_transformation_mode": "align_corners"}, "align_corners"),
+            ({"mode": "cubic", "coordinate_transformation_mode": "half_pixel"}, "mode cubic"),
+        ],
+    )
+    def test_upsampling_that_depends_on_the_height_or_looks_further(self, how, why):
+        graph = Graph()
+        graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+        graph.upsample(graph.top, 2, **how)
+        assert re.search(rf"Resize 'node_resize_\d+'.*{why}", self.refused(graph))
+
+    def test_padding_from_the_other_end(self):
+        graph = Graph()
+        graph.pad(graph.conv(graph.top, 4), 1, 1, "wrap")
+        graph.pool("MaxPool", graph.top, 3, 1, 0, 0)
+        model = graph.model()
+        model.opset_import[0].version, model.ir_version = 19, 9
+        with pytest.raises(StreamRefused, match=r"Pad 'node_pad_\d+'.*mode wrap takes rows from the image's other end"):
+            stream(model)
+
+    def test_cropping_counted_from_the_top(self):
+        graph = Graph()
+        padded = graph.pad(graph.conv(graph.top, 4), 1, 1)
+        bounds = [graph.constant(np.array([value], np.int64)) for value in (0, TILE, 2)]
+        graph.node("Slice", [padded, *bounds], 4, 1)
+        graph.crop(graph.pad(graph.top, 0, 0), 0, 0)
+        model = graph.model()
+        assert re.search(r"Slice 'node_slice_\d+'.*\[0:96:1\] of axis 2", self.refused_model(model))
+
+    @pytest.mark.parametrize("axes", [[2], [2, 3]])
+    def test_means_over_rows(self, axes):
+        graph = Graph()
+        source = graph.conv(graph.top, 4)
+        graph.node("Mul", [source, graph.node("ReduceMean", [source], 4, 1, axes=axes, keepdims=1)], 4, 1)
+        assert re.search(r"ReduceMean 'node_reducemean_\d+'.*expected 1, the channels", self.refused(graph))
 
     def test_attention_over_rows(self):
         graph = Graph()
