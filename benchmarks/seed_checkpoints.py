@@ -92,7 +92,7 @@ def write_data(data: Path, out: Path) -> None:
         strip = SteelStrip(1600, SEED + number, defects, Scale())
         for tile in range(20):
             first = tile * 256 * 3  # apart, so that neighbours are not nearly the same
-            image, mask = strip.lines(first, first + 256), strip.truth(first, first + 256)
+            image, mask = strip.lines(first, 256), strip.truth(first, 256)
             for name in ("severstal-gate", "severstal-unet"):
                 put(name, f"{number:03d}-{tile:02d}", image, mask)
 
@@ -246,7 +246,7 @@ def train_keras(name: str, folder: Path, epochs: int) -> None:
 TORCH = {"rust-cnn": train_rust_cnn, "pits-unet": train_pits_unet, "pits-unetpp": train_pits_unetpp}
 KERAS = {
     name: lambda folder, epochs, name=name, default=default: train_keras(name, folder, epochs or default)
-    for name, default in (("rust-cls", 3), ("severstal-gate", 3), ("severstal-unet", 8), ("coating-unet", 3))
+    for name, default in (("rust-cls", 3), ("severstal-gate", 3), ("severstal-unet", 5), ("coating-unet", 3))
 }
 
 if __name__ == "__main__":

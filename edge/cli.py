@@ -55,11 +55,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone (`rust-edge bundles | head -1`). Python flushes stdout once more at exit:
-        # give it somewhere to go. Source: Python documentation, signal, "Note on SIGPIPE".
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # whoever read our output has gone (`rust-edge bundles | head -1`)
+        _drop_output()
         return BROKEN_PIPE
+    except OSError as error:
+        # a full disk, a folder that is gone: the world's fault, wherever it shows
+        code = _fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", RustEdgeError.exit_code)
+        _drop_output()
+    except MemoryError:
+        return _fail(
+            "not enough memory; expected smaller images or tiles, fewer threads, or more memory", RustEdgeError.exit_code
+        )
     return int(code or 0)
+
+
+def _drop_output() -> None:
+    """Python flushes stdout once more at exit: where nobody takes it, give it somewhere to go.
+
+    Source: Python documentation, signal, "Note on SIGPIPE".
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +53,13 @@ def register(subparsers: Subparsers) -> None:
     network.add_argument("--pixel-threshold", metavar="P", help="sigmoid segmenter: a class is there from this probability on")
     network.add_argument("--gate-threshold", metavar="P", help="classifier: a tile is defective from this probability on")
     result = parser.add_argument_group("result")
-    result.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="default: fp32")
+    result.add_argument("--precision", metavar="{fp32,fp16,int8}", help="default: fp32")
     result.add_argument("--max-drop", metavar="POINTS", help="what it may lose: points of mean IoU, or of recall (default: 0.5)")
     result.add_argument("--recall", metavar="R", help="share of defective tiles that a gate lets through (default: 0.999)")
     result.add_argument("--defect-px", metavar="N", help="a tile is defective from so many defect pixels on (default: 16)")
-    result.add_argument("--head", choices=("logits", "probabilities", "mask"), help="what the engine answers (default: logits)")
+    result.add_argument("--head", metavar="{logits,probabilities,mask}", help="what the engine answers (default: logits)")
     result.add_argument("--qat", metavar="RECIPE", help="fine-tune where INT8 alone loses too much (configs/export/qat.yaml)")
-    result.add_argument("--target", choices=("onnx", "tensorrt"), help="tensorrt also builds the engine, where a GPU is")
+    result.add_argument("--target", metavar="{onnx,tensorrt}", help="tensorrt also builds the engine, where a GPU is")
     result.add_argument("--speed-s", metavar="S", help="processor time for measuring speed; 0: none (default: 2)")
     result.add_argument("--threads", metavar="N", help="threads of one inference (default: one per core)")
     result.add_argument("--out", metavar="BUNDLE", help="folder to make")
@@ -66,23 +71,29 @@ def register(subparsers: Subparsers) -> None:
 
 
 _GIVEN = (
-    "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "clean", "pixel_threshold", "gate_threshold",
-    "precision", "max_drop", "recall", "defect_px", "head", "qat", "target", "speed_s", "threads", "out", "force",
+    "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "classes", "clean", "tile", "strip_tile", "mean",
+    "deviation", "pixel_threshold", "gate_threshold", "precision", "max_drop", "recall", "defect_px", "head", "qat", "target",
+    "speed_s", "threads", "out", "force",
 )  # fmt: skip
-_LISTS = ("classes", "mean", "deviation")
-_SIZES = ("tile", "strip_tile")
 
 
 def _export(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args.json)
-    # torch takes seconds to import: only once this command really runs
-    from export.passes.streaming import format_table
-    from export.report import format_text, render_json
-    from export.run import run_recipe
-
     recipe = read_arguments(args)
-    exported, notes = run_recipe(recipe)
+    # torch takes seconds to import: only once this command really runs. Until then there is nothing to clean up, and an
+    # exception in the middle of a library's set-up aborts the process with a page of its own
+    with _handling({signal.SIGINT: signal.SIG_DFL}):
+        from export.passes.streaming import format_table
+        from export.report import format_text, render_json
+        from export.run import run_recipe
+    # SIGTERM, and SIGHUP of a terminal that closes, end the work as an interrupt does: by an exception, which cleans up
+    with _handling({signal.SIGTERM: _leave, signal.SIGHUP: _leave}):
+        try:
+            exported, notes = run_recipe(recipe)
+        except (KeyboardInterrupt, SystemExit):
+            print("rust-edge: export: stopped before its end; nothing half-written is left", file=sys.stderr)
+            raise
     if args.json:
         print(render_json(exported.report), end="")
         return 0
@@ -93,29 +104,43 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # what a shell shows for a process that a signal ended
+
+
+@contextlib.contextmanager
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals so meanwhile. What somebody else has set stays: nohup ignores SIGHUP."""
+    ours = threading.current_thread() is threading.main_thread()  # others may set none
+    found = {number: signal.getsignal(number) for number in handlers if ours}
+    before = {number: old for number, old in found.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+    try:
+        for number in before:
+            signal.signal(number, handlers[number])
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
 def read_arguments(args: argparse.Namespace) -> ExportRecipe:
     """The recipe that the command line makes, on top of the file that it names. Raises ConfigError."""
     from edge.errors import ConfigError
     from export.recipe import load_recipe, parse_recipe
 
     given: dict[str, Any] = {name: getattr(args, name) for name in _GIVEN if getattr(args, name) is not None}
-    for name in _LISTS:
-        if (text := getattr(args, name)) is not None:
-            given[name] = [part.strip() for part in text.split(",")]
-    for name in _SIZES:
-        if (text := getattr(args, name)) is not None:
-            given[name] = text.lower().split("x")
     if args.checkpoint and args.checkpoint.lower().endswith(RECIPES):
         return load_recipe(Path(args.checkpoint), args.overrides, given)
     if args.checkpoint:
         given["checkpoint"] = args.checkpoint
-    missing = [name for name in ("checkpoint", "arch", "calibration", "out") if name not in given]
+    named = {override.partition("=")[0] for override in args.overrides}
+    missing = [name for name in ("checkpoint", "arch", "calibration", "out") if name not in given.keys() | named]
     if missing:
         flags = ", ".join(name.upper() if name == "checkpoint" else f"--{name}" for name in missing)
         raise ConfigError(
             f"export: got no {flags}; expected CHECKPOINT --arch NAME --calibration DIR --out BUNDLE, or RECIPE.yaml"
         )
-    return parse_recipe(given, "export", args.overrides)
+    return parse_recipe({}, "export", args.overrides, given)
 
 
 def _ending(recipe: ExportRecipe, exported: Exported) -> list[str]:
@@ -148,11 +173,12 @@ def _list(as_json: bool) -> int:
         print(json.dumps(documents, indent=1))
         return 0
     for a in listed:
-        size = f"{a.tile[0]}x{a.tile[1]}"
+        size = f"{a.tile[0]}x{a.tile[1]}" if all(a.tile) else "any size"
         steps = ", ".join(step.kind for step in a.preparation)
         print(f"{a.name:<15} {a.kind:<10} {a.framework:<6} {size:>9}  {a.summary}")
         print(
-            f"{'':<15} classes {', '.join(a.classes) or 'from the checkpoint or --classes'} ({a.activation})"
+            f"{'':<15} classes {', '.join(a.classes) or 'from the checkpoint or --classes'}"
+            + (f" ({a.activation})" if a.framework != "any" else "; size and normalisation too, or --tile, --mean, --deviation")
             + (f"; each tile first: {steps}" if steps else "")
         )
     print(f"and any network of a library: {', '.join(GENERIC_NAMES)}")

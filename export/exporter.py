@@ -12,7 +12,7 @@ from export.checkpoints import Checkpoint
 from export.classifier_export import export_classifier
 from export.errors import ExportError
 from export.job import Exported, ExportOptions, Job
-from export.loading import load_trained
+from export.loading import TrainedNetwork, load_trained
 from export.networks import Architecture
 from export.report_sections import refusal_report
 from export.samples import ExportData
@@ -33,14 +33,18 @@ def export_bundle(
     options = options or ExportOptions()
     begun = time.perf_counter()
     check_target(out, options.existing)
+    return export_network(load_trained(checkpoint, architecture, options.classes, options.clean), data, out, options, begun)
+
+
+def export_network(network: TrainedNetwork, data: ExportData, out: Path, options: ExportOptions, begun: float) -> Exported:
+    """`export_bundle` of a network that is loaded. begun: when, by `time.perf_counter`. Raises as that does."""
+    architecture = network.architecture
     if architecture.kind == "classifier" and not (data.validation or data.classified):
         raise ExportError(f"{architecture.name} needs labelled images (--masks or --labels): its quality is measured on them")
     with tqdm(total=STEPS, leave=False, disable=None) as bar:
-        bar.set_description(f"{out.name}: reading the network")
-        network = load_trained(checkpoint, architecture, options.classes, options.clean)
         job = Job(network, data, out, options, bar, begun)
         try:
             return export_segmenter(job) if architecture.kind == "segmenter" else export_classifier(job)
         except QuantizationLossError as error:
             page = write_refusal(out, refusal_report(out.name, error.tried, options.max_drop, str(error)))
-            raise ExportError(f"{error}\nwhat was tried, with plots: {page}") from error
+            raise ExportError(f"{error}; what was tried, with plots: {page}") from error

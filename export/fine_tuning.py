@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,7 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from calibration.activations import ActivationRange, RangeMethod, activation_ranges, collect
+from calibration.activations import (
+    ActivationRange,
+    ActivationStatistics,
+    CalibrationError,
+    RangeMethod,
+    activation_ranges,
+    collect,
+)
 from edge.errors import ConfigError
 from edge.sessions import Batch
 from export.errors import ExportError
@@ -113,9 +121,8 @@ def fine_tune(
     probe = _probe(tiles, recipe)
     model = to_onnx(student, *probe.shape[2:])
     observed = tensors_to_observe(model, float_layers)
-    of_one_size = all(batch.shape[2:] == probe.shape[2:] for batch in tiles)
-    observing = model if of_one_size else with_input_size(model, "height", "width")
-    ranges = activation_ranges(collect(observing, observed, tiles, threads), method)
+    statistics = _observe(model, observed, tiles, probe.shape[2:], threads)
+    ranges = activation_ranges(statistics, method)
     simulated = SimulatedInt8(student, model, quantize(model, ranges, float_layers), probe, observed)
     losses = _train(simulated, teacher, _Examples(tiles, truth), recipe, activation)
     limits = simulated.limits()
@@ -128,6 +135,23 @@ def _probe(tiles: Sequence[Batch], recipe: FineTuning) -> Batch:
     chosen = max((tile for batch in tiles for tile in batch), key=np.std)
     rows, columns = (min(side, recipe.crop or side) for side in chosen.shape[1:])
     return np.ascontiguousarray(chosen[None, :, :rows, :columns])
+
+
+def _observe(
+    model: onnx.ModelProto, tensors: Collection[str], tiles: Sequence[Batch], size: tuple[int, ...], threads: int
+) -> dict[str, ActivationStatistics]:
+    """Statistics over all tiles; where they are not all of the graph's own size, its input is freed."""
+    if all(batch.shape[2:] == size for batch in tiles):
+        return collect(model, tensors, tiles, threads)
+    try:
+        return collect(with_input_size(model, "height", "width"), tensors, tiles, threads)
+    except CalibrationError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors have no root in common but this one
+        raise ExportError(
+            f"the network does not take images of several sizes ({' '.join(str(error).split())[:200]}); "
+            "expected tiles of one size, and a recipe without crop"
+        ) from error
 
 
 class _Examples:

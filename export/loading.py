@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from onnx import helper, numpy_helper
 from torch import nn
 
 from edge.sessions import Batch, Scores
-from export.checkpoints import Checkpoint, KerasContent, ModuleContent, OnnxContent, load_network
+from export.checkpoints import Checkpoint, KerasContent, ModuleContent, OnnxContent, StateContent, load_network
 from export.errors import ExportError
 from export.networks import Architecture
 from export.networks.grey_input import UNIT, GreyInput, Normalisation
-from export.passes.adoption import adopt, final_activation
-from export.passes.image_input import find_image_input
+from export.passes.adoption import Activation, adopt, final_activation
+from export.passes.image_input import ImageInput, find_image_input
+from export.passes.sizes import with_scales
+from export.passes.widening import to_float32
 from export.to_onnx import OUTPUT, to_onnx
 
 Reference = Callable[[Batch], Scores]
@@ -62,39 +65,83 @@ def load_trained(
     Raises ExportError.
     """
     architecture = dataclasses.replace(architecture, classes=classes or architecture.classes)
+    try:
+        loaded = _named(_load(checkpoint, architecture))
+    except ExportError as error:
+        if checkpoint.origin in str(error) or isinstance(error.__cause__, OSError):
+            raise
+        raise ExportError(f"{checkpoint.origin}: {_one_line(error)}") from error
+    return _with_clean_first(loaded, clean)
+
+
+def check_framework(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise ExportError where an architecture reads no file of this kind, whatever the file holds."""
+    content, origin, kind = checkpoint.content, checkpoint.origin, architecture.kind
+    if isinstance(content, StateContent) and architecture.build is None:
+        load_network(checkpoint, architecture)  # raises, naming the architectures that would fit
+    if isinstance(content, ModuleContent) and architecture.framework == "keras":
+        held, expected = "a network of PyTorch", f"--arch any-{kind}, or an architecture of PyTorch"
+    elif not isinstance(content, KerasContent) or architecture.build_keras is not None:
+        return
+    elif content.model is None:
+        held, expected = "weights of Keras alone", "one of Keras's architectures, or the model saved whole"
+    elif architecture.framework != "any":
+        held, expected = "a network of Keras", f"--arch any-{kind}, or an architecture of Keras"
+    else:
+        return
+    raise ExportError(
+        f"{origin}: holds {held}, which {architecture.name} does not read; expected {expected} (`rust-edge export --list`)"
+    )
+
+
+def _load(checkpoint: Checkpoint, architecture: Architecture) -> TrainedNetwork:
+    check_framework(checkpoint, architecture)
     content = checkpoint.content
     if isinstance(content, KerasContent):
-        loaded = _load_keras(checkpoint, content, architecture)
-    elif isinstance(content, OnnxContent):
-        loaded = _load_onnx(checkpoint, content, architecture)
-    else:
-        loaded = _load_torch(checkpoint, architecture)
-    return _with_clean_first(_named(loaded), clean)
+        return _load_keras(checkpoint, content, architecture)
+    if isinstance(content, OnnxContent):
+        return _load_onnx(checkpoint, content, architecture)
+    return _load_torch(checkpoint, architecture)
 
 
 def _load_torch(checkpoint: Checkpoint, architecture: Architecture) -> TrainedNetwork:
     normalisation = architecture.normalisation
     source: nn.Module | None = checkpoint.content.module if isinstance(checkpoint.content, ModuleContent) else None
-    if architecture.build is not None:
-        network = load_network(checkpoint, architecture)
-    elif source is not None:
-        network = source
-    else:
-        raise ExportError(
-            f"{checkpoint.origin}: holds weights alone, and --arch {architecture.name} takes the network that a file holds; "
-            "expected the architecture's name (`rust-edge export --list`), or the network saved whole (torch.export, TorchScript)"
-        )
+    network = source if source is not None and architecture.build is None else load_network(checkpoint, architecture)
     module = GreyInput(network, normalisation) if normalisation else network
     asked = GreyInput(source, normalisation) if source is not None and normalisation else source or module
 
     def reference(batch: Batch) -> Scores:
         with torch.inference_mode():
-            answer: Scores = asked(torch.from_numpy(batch)).float().numpy()
+            try:
+                answer: Scores = asked(torch.from_numpy(batch)).float().numpy()
+            except RuntimeError as error:
+                raise _other_size(checkpoint, batch, error) from error
         return answer
 
-    model, answer = _to_logits(to_onnx(module, *architecture.tile), architecture)
+    try:
+        model = to_onnx(module, *architecture.tile)
+    except ExportError as error:
+        if isinstance(error.__cause__, OSError):  # torch writes the graph to a file of its own first
+            full = f"{tempfile.gettempdir()}: cannot be written ({error.__cause__.strerror})"
+            raise ExportError(f"{full}; make room, or name another folder (TMPDIR)") from error.__cause__
+        height, width = architecture.tile
+        channels = normalisation.channels if normalisation else 1
+        raise ExportError(
+            f"{checkpoint.origin}: fed {_counted(channels)} of {height}x{width} (--mean, --deviation, --tile), {_one_line(error)}"
+        ) from error
+    ending = final_activation(model)
+    if ending is not None:
+        model = adopt(model, None, ending, architecture.tile)
+        architecture = dataclasses.replace(architecture, activation=_read_as(checkpoint, architecture, ending))
     return TrainedNetwork(
-        checkpoint.origin, checkpoint.sha256, architecture, model, reference, answer, module if answer == "logits" else None
+        checkpoint.origin,
+        checkpoint.sha256,
+        architecture,
+        model,
+        reference,
+        "probabilities" if ending else "logits",
+        None if ending else module,
     )
 
 
@@ -104,32 +151,27 @@ def _load_keras(checkpoint: Checkpoint, content: KerasContent, architecture: Arc
 
     keras, model = import_keras(), content.model
     if model is None:
-        if architecture.build_keras is None:
-            raise ExportError(
-                f"{checkpoint.origin}: holds weights of Keras alone, and --arch {architecture.name} builds no network of Keras; "
-                "expected one of its own architectures (`rust-edge export --list`), or the model saved whole"
-            )
         build, channels = architecture.build_keras, _channels(architecture)
+        assert build is not None  # `check_framework` refuses weights alone that nothing is built for
         model = load_weights(_path(checkpoint), lambda outputs: build(keras, outputs), channels)
     elif architecture.build_keras is not None:
         _require_like(checkpoint, model, architecture)
-    elif architecture.framework != "any":
-        raise ExportError(
-            f"{checkpoint.origin}: holds a network of Keras, {architecture.name} is one of {architecture.framework}; "
-            f"expected --arch any-{architecture.kind}, or an architecture of Keras (`rust-edge export --list`)"
-        )
     normalisation = architecture.normalisation or UNIT
     if normalisation.channels != input_channels(model):
         raise ExportError(
-            f"{checkpoint.origin}: takes {input_channels(model)} channels, the normalisation has {normalisation.channels}; "
+            f"{checkpoint.origin}: takes {_counted(input_channels(model))}, the normalisation has {normalisation.channels}; "
             "expected one mean and deviation a channel (--mean, --deviation)"
         )
     network = to_module(model, architecture.tile)
     module = GreyInput(network, normalisation)
+    asked = _of_any_size(keras, model) if architecture.framework == "any" and architecture.kind == "segmenter" else model
 
     def reference(batch: Batch) -> Scores:
         images = _normalised(batch, normalisation).transpose(0, 2, 3, 1)
-        scores = np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), np.float32)
+        try:
+            scores = np.asarray(keras.ops.convert_to_numpy(asked(images, training=False)), np.float32)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise _other_size(checkpoint, batch, error) from error
         return scores.transpose(0, 3, 1, 2) if scores.ndim == 4 else scores
 
     answer: Answer = "probabilities" if network.final_activation in ("softmax", "sigmoid") else "logits"
@@ -139,29 +181,93 @@ def _load_keras(checkpoint: Checkpoint, content: KerasContent, architecture: Arc
     return TrainedNetwork(checkpoint.origin, checkpoint.sha256, architecture, exported, reference, answer, module)
 
 
+def _of_any_size(keras: Any, model: Any) -> Any:
+    """The same model for images of any height and width; as it is where Keras cannot make that of it."""
+    if None in model.input_shape[1:3]:
+        return model
+    try:
+        free = keras.models.clone_model(model, input_tensors=keras.Input((None, None, model.input_shape[3])))
+        free.set_weights(model.get_weights())
+    except (ValueError, TypeError, RuntimeError, AttributeError, NotImplementedError):  # layers that need the size
+        return model
+    return free
+
+
 def _load_onnx(checkpoint: Checkpoint, content: OnnxContent, architecture: Architecture) -> TrainedNetwork:
-    normalisation = architecture.normalisation or UNIT
-    source = content.model
+    source = to_float32(content.model)
     ending = final_activation(source)
-    if architecture.framework == "any" and ending is not None:
-        architecture = dataclasses.replace(architecture, activation=ending)
+    if ending is not None:
+        architecture = dataclasses.replace(architecture, activation=_read_as(checkpoint, architecture, ending))
+    normalisation = architecture.normalisation
     model = adopt(source, normalisation, architecture.activation, architecture.tile)
     image = find_image_input(source)
     assert image is not None  # `adopt` refuses a graph that has none
-    session = ort.InferenceSession(source.SerializeToString(), providers=["CPUExecutionProvider"])
-    kind = np.uint8 if image.kind == onnx.TensorProto.UINT8 else np.float32
+    session = ort.InferenceSession(_with_free_size(source, image).SerializeToString(), providers=["CPUExecutionProvider"])
+    kind = helper.tensor_dtype_to_np_dtype(image.kind)
+    if kind == np.uint8 or normalisation is None:
+        normalisation = _as_they_are(image.channels or 1)
+    per_tile = len(model.graph.output[0].type.tensor_type.shape.dim) == 2
 
     def reference(batch: Batch) -> Scores:
         images = _normalised(batch, normalisation).astype(kind)
         images = images.transpose(0, 2, 3, 1) if image.channels_last else images
         parts = [images] if image.batch is None else np.split(images, len(images))
-        scores = np.concatenate([session.run(None, {image.name: np.ascontiguousarray(part)})[0] for part in parts])
-        channels_last = scores.ndim == 4 and scores.shape[1:3] == batch.shape[2:]
-        return np.asarray(scores.transpose(0, 3, 1, 2) if channels_last else scores, np.float32)
+        try:
+            scores = np.concatenate([session.run(None, {image.name: np.ascontiguousarray(part)})[0] for part in parts])
+        except Exception as error:  # ONNX Runtime's errors have no common class of their own
+            raise _other_size(checkpoint, batch, error) from error
+        scores = np.asarray(scores, np.float32)
+        if per_tile or scores.ndim == 3:
+            return scores.reshape((len(scores), -1) if per_tile else (len(scores), 1, *scores.shape[1:]))
+        return scores.transpose(0, 3, 1, 2) if scores.shape[1:3] == batch.shape[2:] else scores
 
     return TrainedNetwork(
         checkpoint.origin, checkpoint.sha256, architecture, model, reference, "probabilities" if ending else "logits", None
     )
+
+
+def _with_free_size(source: onnx.ModelProto, image: ImageInput) -> onnx.ModelProto:
+    """The graph itself, but for the height and width that it declares: a network of convolutions takes others too."""
+    free = with_scales(source)
+    places = (1, 2) if image.channels_last else (2, 3)
+    value = next(value for value in free.graph.input if value.name == image.name)
+    for place, name in zip(places, ("height", "width"), strict=True):
+        value.type.tensor_type.shape.dim[place].dim_param = name
+    for output in free.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    del free.graph.value_info[:]
+    return free
+
+
+def _as_they_are(channels: int) -> Normalisation:
+    return Normalisation((0.0,) * channels, (1.0,) * channels)
+
+
+def _read_as(checkpoint: Checkpoint, architecture: Architecture, ending: Activation) -> Activation:
+    """The activation that a network ends in. Raises ExportError where its architecture has another one."""
+    if architecture.framework != "any" and ending != architecture.activation:
+        raise ExportError(
+            f"{checkpoint.origin}: ends in a {ending}, {architecture.name} in a {architecture.activation}; "
+            f"expected --arch any-{architecture.kind}"
+        )
+    return ending
+
+
+def _other_size(checkpoint: Checkpoint, batch: Batch, error: Exception) -> ExportError:
+    return ExportError(
+        f"{checkpoint.origin}: does not take images of {batch.shape[2]}x{batch.shape[3]} ({_one_line(error)}); "
+        "expected one that takes any size: export it with dynamic height and width"
+    )
+
+
+def _counted(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says first and, where a runtime tells its way there, last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
 def _require_like(checkpoint: Checkpoint, model: Any, architecture: Architecture) -> None:
@@ -186,29 +292,26 @@ def _require_like(checkpoint: Checkpoint, model: Any, architecture: Architecture
     )
 
 
-def _to_logits(model: onnx.ModelProto, architecture: Architecture) -> tuple[onnx.ModelProto, Answer]:
-    """The graph without a final softmax or sigmoid, and what the network itself answers."""
-    ending = final_activation(model)
-    if ending is None:
-        return model, "logits"
-    return adopt(model, None, ending, architecture.tile), "probabilities"
-
-
 def _named(network: TrainedNetwork) -> TrainedNetwork:
     """With its classes counted: `any` architectures learn here whether the background has a channel of its own."""
     architecture = network.architecture
     names, activation = architecture.classes, architecture.activation
-    channels = network.model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    if architecture.framework == "any" and channels in (len(names), len(names) - 1) and network.answer == "logits":
-        activation = "softmax" if channels == len(names) else "sigmoid"
+    sizes = network.model.graph.output[0].type.tensor_type.shape.dim
+    kind = "segmenter" if len(sizes) == 4 else "classifier"
+    if kind != architecture.kind:
+        scores = "scores per pixel" if kind == "segmenter" else "scores per image"
+        raise ExportError(f"the network answers {scores}, {architecture.name} is a {architecture.kind}; take another --arch")
+    channels = sizes[1].dim_value
+    if architecture.framework == "any" and network.answer == "logits":
+        activation = "sigmoid" if channels in (1, len(names) - 1) else "softmax"
     expected = channels if activation == "softmax" else channels + 1
     if len(names) != expected:
         raise ExportError(
             f"the network tells {expected} classes apart, got {len(names)} names ({', '.join(names)}); "
             "expected one each, the background's or clean steel's first (--classes background,...)"
         )
-    if len(set(names)) != len(names) or not all(names):
-        raise ExportError(f"class names are {', '.join(names)}; expected every one once, none empty")
+    if len(set(names)) != len(names) or not all(name and name.isprintable() for name in names):
+        raise ExportError(f"class names are {', '.join(map(repr, names))}; expected every one once, none empty, all printable")
     return dataclasses.replace(network, architecture=dataclasses.replace(architecture, activation=activation))
 
 
@@ -216,9 +319,12 @@ def _with_clean_first(network: TrainedNetwork, clean: str | None) -> TrainedNetw
     architecture = network.architecture
     if clean is None or clean == architecture.classes[0]:
         return network
-    if clean not in architecture.classes or architecture.kind != "classifier" or architecture.activation != "softmax":
+    if clean not in architecture.classes or architecture.kind != "classifier":
+        raise ExportError(f"--clean: got {clean}; expected one of a classifier's classes, here {', '.join(architecture.classes)}")
+    if architecture.activation != "softmax":
         raise ExportError(
-            f"--clean: got {clean}; expected one of the classes {', '.join(architecture.classes)} of a softmax classifier"
+            f"--clean: got {clean}, but the network's one score is that of its second class; expected the clean one first "
+            f"(--classes {clean},...)"
         )
     first = architecture.classes.index(clean)
     order = (first, *(index for index in range(len(architecture.classes)) if index != first))

@@ -17,6 +17,7 @@ WIDTH = 560
 """Of a drawing, in its own units, as are all lengths here; the page stretches it."""
 _ROW, _GAP = 15, 9
 """Height of one bar, and between the groups of bars."""
+_LEGEND_LINE = 18
 _LETTER = 6.9
 """Mean width of a letter of 12 units in a sans-serif font: enough to keep labels apart, not to set type."""
 _SHADES = 4
@@ -252,16 +253,28 @@ def _grid(span: tuple[float, float], scale: Callable[[float], float], top: float
 
 
 def _legend(series: Sequence[Series]) -> Iterator[str]:
-    x = 2.0
-    for row, of in enumerate(series):
-        if len(series) > 1:
-            yield f'<rect class="{_shade(row, len(series))}" x="{x:.1f}" y="2" width="11" height="11"/>'
-            yield _text(of.name, x + 16, 12, "t")
-            x += 32 + _LETTER * len(of.name)
+    if len(series) > 1:
+        for row, (of, (x, line)) in enumerate(zip(series, _legend_places(series), strict=True)):
+            y = _LEGEND_LINE * line
+            yield f'<rect class="{_shade(row, len(series))}" x="{x:.1f}" y="{y + 2:.0f}" width="11" height="11"/>'
+            yield _text(of.name, x + 16, y + 12, "t")
+
+
+def _legend_places(series: Sequence[Series]) -> list[tuple[float, int]]:
+    """x and line of each entry: as many on a line as fit."""
+    places: list[tuple[float, int]] = []
+    x, line = 2.0, 0
+    for of in series:
+        length = 32 + _LETTER * len(of.name)
+        if places and x + length > WIDTH:
+            x, line = 2.0, line + 1
+        places.append((x, line))
+        x += length
+    return places
 
 
 def _legend_height(series: Sequence[Series]) -> float:
-    return 24.0 if len(series) > 1 else 4.0
+    return 6.0 + _LEGEND_LINE * (1 + _legend_places(series)[-1][1]) if len(series) > 1 else 4.0
 
 
 def _shade(row: int, rows: int) -> str:

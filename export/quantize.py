@@ -114,7 +114,7 @@ def quantize(
                 nodes.append(_node("DequantizeLinear", inputs, dequantized, f"{dequantized}/dequantize"))
         if node.op_type in _LAYERS and node.name in plan.quantized:
             weight = plan.values.constants[node.input[1]].astype(np.float32)
-            bias = plan.values.constants[node.input[2]].astype(np.float32) if len(node.input) > 2 else None
+            bias = plan.values.constants[node.input[2]].astype(np.float32) if node.input[2:] and node.input[2] else None
             largest = _WEIGHT_MAX_SIGNED_INPUT if plan.root(node.input[0]) in signed else _INT8_MAX
             axis = weight_axis(node)
             integers, weight_scale = quantize_weight(weight, largest, scales[node.input[0]], bias, axis)
@@ -319,6 +319,10 @@ class _Plan:
         """Whether it is one that backends have for int8: constant weights, no transposed or scaled operands."""
         if node.op_type not in _LAYERS or any(name not in self.values.constants for name in node.input[1:] if name):
             return False
+        if node.input[2:] and node.input[2]:
+            channels = self.values.constants[node.input[1]].shape[weight_axis(node)]
+            if self.values.constants[node.input[2]].shape != (channels,):
+                return False
         return all(_attribute(node, name, value) == value for name, value in _PLAIN.get(node.op_type, {}).items())
 
     def _excitations(self) -> set[str]:

@@ -24,8 +24,10 @@ MOST_THREADS: Final = 1024
 
 
 def _listed(value: object) -> object:
-    """`a, b` as the list that it stands for: so are lists given on a command line."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """`a, b`, as a command line has it, and one number as the lists that they stand for."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
 
 
 def _sized(value: object) -> object:

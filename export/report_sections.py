@@ -338,7 +338,8 @@ def _facts(manifest: Manifest, measured: Measured) -> list[Fact]:
     found = measured.quantization
     if found is not None:
         budget = "" if measured.max_drop is None else f"{short(measured.max_drop)} allowed; "
-        kept = f"{len(found.float_layers)} layers in float" if found.float_layers else "all layers in INT8 but the head"
+        layers = "1 layer" if len(found.float_layers) == 1 else f"{len(found.float_layers)} layers"
+        kept = f"{layers} in float" if found.float_layers else "all layers in INT8 but the head"
         within = measured.max_drop is None or found.loss <= measured.max_drop
         facts.append(Fact("points lost by INT8", f"{found.loss:.2f}", budget + kept, "good" if within else "bad"))
     if measured.sizes:

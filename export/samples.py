@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from calibration.selection import Candidate, Selection, select
-from edge.errors import ImageError, RustEdgeError
-from edge.labelled import classed_by_folder, classed_by_table, read_mask
+from edge.errors import ConfigError, ImageError
+from edge.labelled import MaskedImage, classed_by_folder, classed_by_table, images_below, pair_with_masks, read_mask
+from edge.sources.images import read_image
 from export.errors import ExportError
 from export.tile_form import TileForm, cells
 
@@ -27,7 +27,6 @@ Classified = tuple[Image, int]
 """Grey image and the class of all of it."""
 
 _Item = TypeVar("_Item")
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
 DEFECT_PX = 16
 """A tile with at least so many defect pixels is a defective one."""
 
@@ -38,7 +37,7 @@ CALIBRATION_LIMIT = 500
 """Images that ranges are taken from: a common recommendation, beyond which they hardly move."""
 
 LARGEST_IMAGE = 1024
-"""Images with a longer side are cut into squares of at most this side, px: a strip is many images."""
+"""Images with a longer side are cut into parts of at most this side, px, or of one tile: a strip is many images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ class ExportData:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """An image, or a square of a large one, with what is known of it."""
+    """An image, or a square of a large one, with what is known of it. classes: what it shows, by index; None: nobody knows."""
 
     name: str
     row: int
@@ -79,78 +78,108 @@ class _Sample:
     image: Image
     mask: Image | None = None
     label: int | None = None
+    classes: frozenset[int] | None = None
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Which one it is."""
+        return self.name, self.row, self.column
 
 
-def read_folder(images: Path, masks: Path | None, classes: int, seed: int = 0, whole: bool = False) -> ExportData:
-    """Images of a folder and its subfolders, and masks of the same relative names (any image suffix).
+def read_folder(
+    images: Path,
+    masks: Path | None,
+    classes: int,
+    seed: int = 0,
+    whole: bool = False,
+    cell: tuple[int, int] = (1, 1),
+    class_names: Sequence[str] = (),
+) -> ExportData:
+    """Images of a folder and its subfolders, and masks of the same names (any image suffix).
 
     With at least ENOUGH labelled images a seeded quarter of them, CALIBRATION_LIMIT at most, calibrates and the others
     measure; with fewer all do both. The quarter is chosen so that every class, clean steel and the range of brightness are
     in it. classes: mask pixels must be below it. whole: large images stay whole, for networks that take them as one tile.
-    Raises ExportError naming file and folder.
+    cell: lines and columns of a tile; where large images are cut, each part is made of whole ones.
+    class_names: by index, for the warnings of the selection. Raises ExportError naming file and folder.
     """
-    paths = image_paths(images)
-    found = _masks_by_name(masks) if masks is not None else {}
+    try:
+        pairs: Sequence[Path | MaskedImage] = pair_with_masks(images, masks) if masks is not None else images_below(images)
+    except ConfigError as error:
+        raise ExportError(str(error)) from error
     samples: list[_Sample] = []
-    for path in _progress(paths, "images" if masks is None else "images and masks"):
-        if masks is None:
-            image, mask = _read_image(path), None
-        else:
-            image, mask = _read_labelled(path, images, masks, found, classes)
-        samples += _cut_large(path.relative_to(images).as_posix(), image, mask, None, whole)
-    return _split(samples, seed)
+    for pair in _progress(pairs, "images" if masks is None else "images and masks"):
+        path = pair if isinstance(pair, Path) else pair.image
+        image = _read_image(path)
+        mask = None if isinstance(pair, Path) else _read_mask(pair.mask, image, classes)
+        samples += _cut_large(path.relative_to(images).as_posix(), image, mask, whole, cell)
+    return _split(samples, seed, class_names)
 
 
-def read_classified(images: Path, labels: Path | None, classes: Sequence[str], seed: int = 0) -> ExportData:
+def read_classified(
+    images: Path, labels: Path | None, classes: Sequence[str], seed: int = 0, clean: str | None = None
+) -> ExportData:
     """Images with one class each: from a table `image,class` (labels), or from the folders they lie in, named as classes.
 
-    Splits as `read_folder` does. Raises ExportError naming file and folder.
+    Splits as `read_folder` does. clean: the class that is no defect; None: the first. Raises ExportError naming file and
+    folder, and where all images are of one class.
     """
     try:
         pairs = classed_by_table(images, labels, classes) if labels is not None else classed_by_folder(images, classes)
-    except RustEdgeError as error:
+    except ConfigError as error:
         raise ExportError(str(error)) from error
-    samples = []
-    for pair in _progress(pairs, "images"):
-        samples.append(_Sample(str(pair.image.relative_to(images)), 0, 0, _read_image(pair.image), label=pair.class_index))
-    return _split(samples, seed)
+    found = {pair.class_index for pair in pairs}
+    if len(found) < 2:
+        raise ExportError(
+            f"{images}: all {len(pairs)} images are {classes[found.pop()]}; expected some of every class: {', '.join(classes)}"
+        )
+    samples = [
+        _Sample(
+            pair.image.relative_to(images).as_posix(),
+            0,
+            0,
+            _read_image(pair.image),
+            None,
+            pair.class_index,
+            frozenset({pair.class_index}),
+        )
+        for pair in _progress(pairs, "images")
+    ]
+    return _split(samples, seed, classes, classes.index(clean) if clean in classes else 0)
 
 
-def image_paths(images: Path) -> list[Path]:
-    """Images of a folder and its subfolders, in name order. Raises ExportError where there are none."""
-    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES) if images.is_dir() else []
-    if not paths:
-        raise ExportError(f"{images}: holds no images; expected a folder of {', '.join(sorted(SUFFIXES))}")
-    return paths
-
-
-def _cut_large(name: str, image: Image, mask: Image | None, label: int | None, whole: bool) -> Iterator[_Sample]:
-    if whole or max(image.shape) <= LARGEST_IMAGE:
-        yield _Sample(name, 0, 0, image, mask, label)
+def _cut_large(name: str, image: Image, mask: Image | None, whole: bool, cell: tuple[int, int]) -> Iterator[_Sample]:
+    height, width = (max(1, LARGEST_IMAGE // side) * side for side in cell)
+    if whole or (image.shape[0] <= height and image.shape[1] <= width):
+        yield _Sample(name, 0, 0, image, mask, classes=_shown_in(mask))
         return
-    for row in range(0, image.shape[0], LARGEST_IMAGE):
-        for column in range(0, image.shape[1], LARGEST_IMAGE):
-            # what is left over at the end joins its neighbour's last lines: no cell is a sliver
+    for row in range(0, image.shape[0], height):
+        for column in range(0, image.shape[1], width):
+            # what is left over at the end joins its neighbour's last lines: no part is a sliver
             window = tuple(
-                slice(max(0, min(first, extent - LARGEST_IMAGE)), first + LARGEST_IMAGE)
-                for first, extent in zip((row, column), image.shape, strict=True)
+                slice(max(0, min(first, extent - side)), first + side)
+                for first, extent, side in zip((row, column), image.shape, (height, width), strict=True)
             )
             cut = mask[window] if mask is not None else None
-            yield _Sample(name, window[0].start, window[1].start, image[window], cut, label)
+            yield _Sample(name, window[0].start, window[1].start, image[window], cut, classes=_shown_in(cut))
 
 
-def _split(samples: Sequence[_Sample], seed: int) -> ExportData:
-    labelled = all(sample.mask is not None or sample.label is not None for sample in samples)
-    count = min(len(samples), CALIBRATION_LIMIT)
-    if labelled and len(samples) >= ENOUGH:
-        count = min(len(samples) // 4, CALIBRATION_LIMIT)
-    candidates = [_candidate(sample) for sample in samples]
-    selection = select(candidates, count, seed)
+def _shown_in(mask: Image | None) -> frozenset[int] | None:
+    return frozenset(np.flatnonzero(np.bincount(mask.ravel())).tolist()) if mask is not None else None
+
+
+def _split(samples: Sequence[_Sample], seed: int, class_names: Sequence[str] = (), clean: int = 0) -> ExportData:
+    """clean: index of the class that is no defect."""
+    apart = len(samples) >= ENOUGH and all(sample.mask is not None or sample.label is not None for sample in samples)
+    count = min(len(samples) // 4 if apart else len(samples), CALIBRATION_LIMIT)
+    candidates = [_candidate(sample, clean) for sample in samples]
+    names = [class_names[clean], *class_names[:clean], *class_names[clean + 1 :]] if class_names else []
+    selection = select(candidates, count, seed, names)
     chosen = {(candidate.origin, candidate.row, candidate.column) for candidate in selection.chosen}
-    calibrating = [sample for sample in samples if (sample.name, sample.row, sample.column) in chosen]
-    measuring = samples
-    if labelled and len(samples) >= ENOUGH:
-        measuring = [sample for sample in samples if (sample.name, sample.row, sample.column) not in chosen]
+    calibrating = [sample for sample in samples if sample.place in chosen]
+    measuring = [sample for sample in samples if sample.place not in chosen] if apart else samples
+    if _classes_of(measuring) < _classes_of(samples):
+        measuring = samples  # a class of one image has to do both, or nothing would be known of it
     return ExportData(
         calibration=[sample.image for sample in calibrating],
         validation=[(sample.image, sample.mask) for sample in measuring if sample.mask is not None],
@@ -159,10 +188,15 @@ def _split(samples: Sequence[_Sample], seed: int) -> ExportData:
     )
 
 
-def _candidate(sample: _Sample) -> Candidate:
-    classes = frozenset({sample.label}) if sample.label is not None else None
-    if sample.mask is not None:
-        classes = frozenset(np.unique(sample.mask).tolist())
+def _classes_of(samples: Sequence[_Sample]) -> frozenset[int]:
+    return frozenset[int]().union(*(sample.classes or () for sample in samples))
+
+
+def _candidate(sample: _Sample, clean: int) -> Candidate:
+    """clean: index of the class that is no defect, which a candidate counts as 0."""
+    classes = sample.classes
+    if classes is not None:
+        classes = frozenset(0 if index == clean else index + (index < clean) for index in classes)
     return Candidate(sample.name, sample.row, sample.column, float(sample.image.mean()), float(sample.image.std()), classes)
 
 
@@ -186,30 +220,22 @@ def mosaic(images: Sequence[Image], side: int, cell_limit: int) -> Image:
     return np.block([[taken[row * across + column] for column in range(across)] for row in range(down)])
 
 
-def _masks_by_name(masks: Path) -> dict[Path, Path]:
-    if not masks.is_dir():
-        raise ExportError(f"{masks}: no such folder; expected masks of the same names as the images")
-    files = sorted(path for path in masks.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return {path.relative_to(masks).with_suffix(""): path for path in files}
-
-
-def _read_labelled(path: Path, images: Path, masks: Path, found: dict[Path, Path], classes: int) -> Labelled:
-    name = path.relative_to(images).with_suffix("")
-    if name not in found:
-        raise ExportError(f"{path}: has no mask {name}.* in {masks}; expected one of the same name for every image")
-    image = _read_image(path)
+def _read_mask(path: Path, image: Image, classes: int) -> Image:
     try:
-        return image, read_mask(found[name], (image.shape[0], image.shape[1]), classes)
+        return read_mask(path, (image.shape[0], image.shape[1]), classes)
     except ImageError as error:
         raise ExportError(str(error)) from error
 
 
 def _read_image(path: Path) -> Image:
-    # IMREAD_GRAYSCALE alone would scale 16 bits down to 8 and turn an image by its EXIF flag: as a camera, no turning
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ExportError(f"{path}: cannot be read as an image; expected a whole PNG, JPEG, TIFF or BMP")
-    return np.asarray(image, np.uint8)
+    """As a station reads it: the same grey levels, and nothing that is not whole."""
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        raise ExportError(str(error)) from error
+    if min(image.shape) < 2:
+        raise ExportError(f"{path}: is {image.shape[1]} x {image.shape[0]} px; expected at least 2 x 2")
+    return image
 
 
 def _progress(items: Sequence[_Item], what: str) -> Iterator[_Item]:

@@ -25,7 +25,7 @@ _UNSUPPORTED = "NonMaxSuppressionOfTheFuture"
 
 
 def tensorrt(version: str, without: tuple[str, ...] = (), refuses: str = _UNSUPPORTED) -> ModuleType:
-    """The module of a version. without: creation flags that it does not have after all; refuses: operator that it does not have."""
+    """The module of a version. without: creation flags that it has not after all; refuses: an operator that it does not know."""
     major = int(version.split(".")[0])
     weak = major < 11
     creation = next(flags for start, flags in reversed(_CREATION.items()) if version.startswith(start))

@@ -222,7 +222,7 @@ def _quantized(rewriting: _Rewriting, quantize: NodeProto) -> list[NodeProto]:
     if not any(bounds):
         return fused
     fused[-1].output[0] = f"{output}/unlimited"
-    return [*fused, new_node("Clip", [fused[-1].output[0], *bounds], output)]
+    return [*fused, new_node("Clip", [fused[-1].output[0], *bounds], output, name=f"{output}/limit")]
 
 
 def _limits(graph: IntegerGraph, node: NodeProto) -> tuple[float, float] | None:

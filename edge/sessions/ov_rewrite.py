@@ -13,7 +13,10 @@ As it stands the bundle's file (`edge.sessions.integer_graph`) loses precision i
   Add's Q become one operator that leaves the first rounding out: residual networks were off by 0.7 % of the spread on average.
   It costs them 6 % of the time.
 
-Source: OpenVINO operator FakeQuantize-1; ONNX operator QuantizeLinear-13.
+On processors without VNNI OpenVINO halves the weights where the tensor may be negative, and signed engines are off by a few
+percent of the spread; the golden tiles tell.
+
+Source: OpenVINO operator FakeQuantize-1; oneDNN, Nuances of int8 computations; ONNX operator QuantizeLinear-13.
 """
 
 from __future__ import annotations

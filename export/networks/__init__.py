@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from torch import nn
 
 from edge.manifest import Resize
@@ -29,6 +31,12 @@ def _build_gate(state: StateDict) -> nn.Module:
     first, second, third = (shape_at(state, f"features.{index}.0.weight", 4)[0] for index in (0, 3, 5))
     return SteelGate(widths=(first, second, third))
 
+
+_ANY: Final[tuple[tuple[Literal["segmenter", "classifier"], str], ...]] = (
+    ("segmenter", "scores per pixel"),
+    ("classifier", "scores per tile"),
+)
+"""Kinds of networks that need no code of ours; size, class names and normalisation come with the file or from flags."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
@@ -64,6 +72,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             tile=(32, 32),
             normalisation=IMAGENET,
             preparation=(Resize(method="linear"),),
+            gate_threshold=0.5,  # the more probable of its two classes
         ),
         Architecture(
             name="pits-unet",
@@ -78,6 +87,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         PITS_UNETPP,
         *KERAS_ARCHITECTURES,
+        *(
+            Architecture(
+                name=f"any-{kind}",
+                kind=kind,
+                summary=f"the network that a file itself holds, {answer}: ONNX, TorchScript, torch.export, a whole Keras model",
+                framework="any",
+                classes=(),
+                activation="softmax",  # until the network is loaded, which tells
+                tile=(0, 0),
+            )
+            for kind, answer in _ANY
+        ),
     )
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
+from processor import require_whole_integer_products
 from small_networks import adding_unet, gate, images
 
 from calibration.activations import activation_ranges, collect
@@ -27,6 +28,7 @@ def open_ov(model: onnx.ModelProto) -> Session:
 
 def open_ov_stream(engine: StreamedModel, width: int, lines: int) -> StreamingSession:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    require_whole_integer_products()
     from edge.sessions.ov import OvStreamingSession
 
     return OvStreamingSession(engine.model.SerializeToString(), streaming_of(engine), width, lines, threads=2)

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from processor import require_whole_integer_products
 from small_networks import EngineBuilder, adding_unet, concatenating_unet, gate, images
 
 from calibration.activations import ActivationRange, activation_ranges, collect
@@ -50,6 +51,7 @@ def ranges_of(model: onnx.ModelProto) -> dict[str, ActivationRange]:
 
 
 def int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    require_whole_integer_products()
     return quantize(model, ranges_of(model))
 
 
@@ -173,12 +175,13 @@ def test_one_file_serves_any_height_and_width(precision):
         np.testing.assert_array_equal(middle, crop)
 
 
-def test_many_sizes_in_turn_give_the_scores_of_the_first_time():
-    sizes = [(16 + 4 * index, 16) for index in range(14)]
+def test_a_size_whose_engine_was_given_up_for_others_gives_the_scores_of_the_first_time():
+    sizes = [(16 + 4 * index, 16) for index in range(13)]
     with OvSession(adding_unet().SerializeToString(), 1) as session:
-        first = [session.infer(images(1, *size)).copy() for size in sizes]
-        for size, wanted in zip(sizes, first, strict=True):
-            np.testing.assert_array_equal(session.infer(images(1, *size)), wanted)
+        first = session.infer(images(1, *sizes[0])).copy()
+        for size in sizes[1:]:
+            assert session.infer(images(1, *size)).shape == (1, 3, *size)
+        np.testing.assert_array_equal(session.infer(images(1, *sizes[0])), first)
 
 
 def flat_gate() -> onnx.ModelProto:

@@ -12,10 +12,10 @@ import pytest
 from small_checkpoints import CLASSES, gate_data, random_gate, segmenter_data, steel_image, trained_unet
 
 from edge.bundle import Bundle, check_golden, open_bundle
-from edge.errors import RustEdgeError
+from edge.errors import BundleError, RustEdgeError
 from edge.sessions.ort import OrtSession, OrtStreamingSession
 from export import bundle as bundle_module
-from export.bundle import Existing, share_weights
+from export.bundle import Existing, check_target, share_weights
 from export.checkpoints import checkpoint_of
 from export.errors import ExportError
 from export.exporter import Exported, ExportOptions, export_bundle
@@ -134,7 +134,7 @@ def test_without_masks_a_segmenter_is_held_against_its_float_network(tmp_path: P
 
 
 def test_a_gate_without_labelled_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"steel-gate needs labelled images \(--masks\)"):
+    with pytest.raises(ExportError, match=r"steel-gate needs labelled images \(--masks or --labels\)"):
         export_gate(tmp_path / "gate", ExportData(gate_data().calibration))
     assert list(tmp_path.iterdir()) == []
 
@@ -146,12 +146,14 @@ def test_a_gate_without_clean_tiles_is_refused_and_leaves_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_beyond_the_budget_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_loss_beyond_the_budget_is_refused_and_leaves_a_page_that_says_why(tmp_path: Path) -> None:
     data = ExportData([steel_image(seed)[0] for seed in range(2)])
     options = ExportOptions(classes=CLASSES, precision="int8", max_drop=0.0, threads=1)
     with pytest.raises(ExportError, match=r"INT8 loses .* points, expected at most 0\.00"):
         export_bundle(checkpoint_of(trained_unet(), ""), UNET, data, tmp_path / "unet", options)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["unet.refused.html"]
+    export_bundle(checkpoint_of(trained_unet(), ""), UNET, data, tmp_path / "unet", ExportOptions(classes=CLASSES, threads=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
 
 
 @pytest.mark.parametrize("names", [("background", "dark"), ("background", "dark", "dark"), ("background", "", "dark")])
@@ -189,20 +191,100 @@ def test_a_folder_that_stands_there_is_kept_unless_it_is_to_be_replaced(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
 
 
-def test_a_failing_replacement_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_failing_replacement_keeps_what_was_there(at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = export_gate(tmp_path / "gate").bundle
-    real = bundle_module.os.replace
+    real = bundle_module.os.rename
+
+    def full(*_: object) -> bool:
+        raise OSError(28, "No space left on device")
 
     def fail_the_second(source: Path, target: Path) -> None:
         if Path(target) == tmp_path / "gate" and ".partial-" in Path(source).name:
-            raise OSError(28, "No space left on device")
+            full()
         real(source, target)
 
-    monkeypatch.setattr(bundle_module.os, "replace", fail_the_second)
+    monkeypatch.setattr(bundle_module, "_exchanged", full if at_once else lambda *_: False)
+    monkeypatch.setattr(bundle_module.os, "rename", fail_the_second)
     with pytest.raises(ExportError, match=r"cannot be written \(No space left on device\); make room"):
         export_gate(tmp_path / "gate", existing=Existing.REPLACE)
     assert open_bundle(tmp_path / "gate").sha256 == before.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+def test_a_bundle_is_replaced_where_the_file_system_cannot_swap_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = export_gate(tmp_path / "gate", recall=0.5).bundle
+    monkeypatch.setattr(bundle_module, "_exchanged", lambda *_: False)
+    after = export_gate(tmp_path / "gate", defect_px=1, existing=Existing.REPLACE).bundle
+    assert open_bundle(tmp_path / "gate").sha256 == after.sha256 != before.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+def test_a_bundle_that_a_killed_replacement_had_put_aside_comes_back(tmp_path: Path) -> None:
+    before = export_gate(tmp_path / "gate").bundle
+    aside = tmp_path / ".gate.partial-killed"
+    aside.mkdir()
+    (tmp_path / "gate").rename(aside / "replaced")
+    with pytest.raises(ExportError, match="gate: exists"):
+        check_target(tmp_path / "gate", Existing.KEEP)
+    assert open_bundle(tmp_path / "gate").sha256 == before.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+def test_what_a_killed_export_has_left_is_cleared_and_what_one_at_work_holds_is_not(tmp_path: Path) -> None:
+    for name in (".gate.partial-dead", ".other.partial-dead"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.onnx").write_bytes(b"half")
+    with bundle_module._partial_folder(tmp_path / "gate") as alive:
+        check_target(tmp_path / "gate", Existing.KEEP)
+        assert {path.name for path in tmp_path.iterdir()} == {alive.name, ".other.partial-dead"}
+
+
+def test_of_two_exports_to_one_place_the_first_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = bundle_module._put, []
+
+    def after_another_one(*arguments: object) -> None:
+        monkeypatch.setattr(bundle_module, "_put", real)
+        made.append(export_gate(tmp_path / "gate", recall=0.5).bundle)
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bundle_module, "_put", after_another_one)
+    with pytest.raises(ExportError, match="was made by somebody else meanwhile"):
+        export_gate(tmp_path / "gate")
+    assert open_bundle(tmp_path / "gate").sha256 == made[0].sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+def test_a_link_stays_a_link_and_what_it_points_at_is_replaced(tmp_path: Path) -> None:
+    before = export_gate(tmp_path / "disk" / "gate", recall=0.5).bundle
+    (tmp_path / "current").symlink_to(tmp_path / "disk" / "gate")
+    export_gate(tmp_path / "current", defect_px=1, existing=Existing.REPLACE)
+    assert (tmp_path / "current").is_symlink()
+    assert open_bundle(tmp_path / "disk" / "gate").sha256 != before.sha256
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["gate"]
+
+
+def test_an_empty_folder_is_replaced_only_if_it_is_to_be(tmp_path: Path) -> None:
+    (tmp_path / "gate").mkdir()
+    with pytest.raises(ExportError, match="gate: exists"):
+        export_gate(tmp_path / "gate")
+    assert open_bundle(export_gate(tmp_path / "gate", existing=Existing.REPLACE).bundle.path).manifest.kind == "classifier"
+
+
+def test_folders_made_for_a_bundle_are_gone_after_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_module, "_put", fail)
+    with pytest.raises(ExportError, match="gate: cannot be written"):
+        export_gate(tmp_path / "new" / "newer" / "gate")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_bundle_that_cannot_be_opened_is_named_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(BundleError) as refused:
+        bundle_module._verify(tmp_path, tmp_path / "gate")
+    assert str(refused.value).startswith(f"{tmp_path / 'gate'}")
 
 
 def test_a_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:

@@ -148,6 +148,28 @@ def test_a_crop_that_the_network_does_not_take_is_named():
         fine_tune(BlobNet().eval(), [CALIBRATION[:4], smooth], FineTuning(crop=33), "softmax", threads=1)
 
 
+class OneSize(nn.Module):
+    """A classifier that flattens what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(4 * (SIDE // 4) ** 2, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(image.float() * (1 / 255)))
+
+
+def test_a_network_of_one_size_is_trained_on_tiles_of_that_size_alone():
+    torch.manual_seed(0)
+    network = OneSize().eval()
+    labels = (MASKS[:16] == 1).any(axis=(1, 2)).astype(np.uint8)
+    result = fine_tune(network, [IMAGES[:16]], SHORT, "softmax", truth=[labels], threads=1)
+    assert quantize(to_onnx(result.network, SIDE, SIDE), result.ranges)
+    with pytest.raises(ExportError, match=r"images of several sizes .*tiles of one size, and a recipe without crop"):
+        fine_tune(network, [IMAGES[:4], np.tile(IMAGES[:2], (1, 1, 2, 2))], SHORT, "softmax", threads=1)
+
+
 def test_float_layers_keep_their_values(fragile):
     layers = ("down.0/Conv", "deep.0/Conv")
     result = fine_tune(fragile, [CALIBRATION[:16]], SHORT, "softmax", float_layers=layers, threads=1)

@@ -4,7 +4,7 @@ import math
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from export.plots import WIDTH, Bars, Histogram, Plot, Series, Steps, describe, numbers, render, ticks
@@ -73,6 +73,16 @@ def test_what_is_below_zero_grows_to_the_other_side():
 def test_a_lone_series_has_no_legend():
     assert not [text for text in marks(Bars("a", "", "u", ("x",), (Series("only", (1.0,)),)), "text") if text.text == "only"]
     assert [text.text for text in marks(PAIR, "text") if text.text in ("FP32", "INT8")] == ["FP32", "INT8"]
+
+
+def test_a_long_legend_goes_on_in_the_next_line():
+    names = ("source and ONNX", "tiles and stream", "float and INT8", "ONNX Runtime and OpenVINO")
+    plot = Histogram("d", "", "u", (0.0, 1.0), tuple(Series(name, (1.0,)) for name in names))
+    places = [(float(t.get("x")), float(t.get("y"))) for t in marks(plot, "text") if t.text in names]
+    assert len({y for _, y in places}) == 2
+    assert all(x + 6 * len(name) < WIDTH for (x, _), name in zip(places, names, strict=True))
+    top = max(y for _, y in places)
+    assert all(float(bar.get("y")) > top for bar in marks(plot, "rect") if bar.find("title") is not None)
 
 
 def test_steps_are_joined_in_order_and_the_chosen_one_stands_out():
@@ -151,11 +161,11 @@ def test_any_labels_and_values_give_a_drawing_that_stays_in_its_frame(rows):
             assert 0 <= y <= y + float(mark.get("height", 0)) <= height
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_round_even_and_inside(low, length):
-    high = low + length
+@given(st.floats(-1e6, 0), st.floats(0, 1e6))
+def test_ticks_are_round_even_and_inside_with_zero_among_them(low, high):
+    assume(high - low > 1e-6)
     found = ticks(low, high)
-    assert len(found) <= 12
-    assert all(low - 1e-6 * length <= tick <= high + 1e-6 * length for tick in found)
-    if high > low:
-        assert len(found) >= 2 or length < 1e-9 * abs(low)
+    slack = 1e-6 * (high - low)
+    assert all(low - slack <= tick <= high + slack for tick in found)
+    assert 0.0 in found
+    assert 2 <= len(found) <= 12

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from small_networks import adding_unet, concatenating_unet, gate, images
+from tensorrt_builder import build
 
 from calibration.activations import ActivationRange, RangeMethod, activation_ranges, collect
 from edge.sessions.ort import OrtSession
@@ -285,16 +286,4 @@ def test_a_file_that_tensorrt_would_misread_is_refused(harm: Callable[[onnx.Mode
 
 
 def test_tensorrt_parses_and_builds_the_file(quantized):
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX is not installed (tensorrt-rtx-cu13-bindings)")
-    logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(quantized.SerializeToString()), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    profile = builder.create_optimization_profile()
-    image = network.get_input(0)
-    shape = [max(size, 1) for size in image.shape]
-    profile.set_shape(image.name, shape, shape, shape)
-    config = builder.create_builder_config()
-    config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None
+    build(quantized)

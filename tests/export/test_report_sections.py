@@ -134,7 +134,7 @@ def test_within_the_budget_at_once_there_is_no_curve(measured):
 def test_the_loss_is_held_against_what_was_allowed(measured, loss, verdict):
     found = dataclasses.replace(measured, quantization=quantization(loss, (1.0, loss)))
     (fact,) = (fact for fact in report(found).facts if fact.name == "points lost by INT8")
-    assert (fact.value, fact.verdict, fact.remark) == (f"{loss:.2f}", verdict, "0.5 allowed; 1 layers in float")
+    assert (fact.value, fact.verdict, fact.remark) == (f"{loss:.2f}", verdict, "0.5 allowed; 1 layer in float")
 
 
 def test_sizes_and_speeds_say_by_how_much(measured):

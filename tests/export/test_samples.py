@@ -57,7 +57,7 @@ def test_every_fault_of_the_folders_names_the_file(tmp_path: Path) -> None:
     images, masks = write_images(tmp_path, 2)
     for folder in (tmp_path / "absent", masks / "part" / ".."):
         folder.mkdir(exist_ok=True)
-    with pytest.raises(ExportError, match="absent: holds no images"):
+    with pytest.raises(ExportError, match="absent: no images in it"):
         read_folder(tmp_path / "absent", None, 3)
     with pytest.raises(ExportError, match="nowhere: no such folder"):
         read_folder(images, tmp_path / "nowhere", 3)
@@ -67,10 +67,10 @@ def test_every_fault_of_the_folders_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"1\.png: got a mask of 40 x 40 px; expected 51 x 40"):
         read_folder(images, masks, 3)
     (masks / "part/1.png").unlink()
-    with pytest.raises(ExportError, match=r"1\.jpg: has no mask part/1\.\*"):
+    with pytest.raises(ExportError, match=r"1\.jpg: no mask, or several; expected one of that name in .*masks"):
         read_folder(images, masks, 3)
     (images / "part/0.jpg").write_bytes((images / "part/0.jpg").read_bytes()[:30])
-    with pytest.raises(ExportError, match=r"0\.jpg: cannot be read as an image"):
+    with pytest.raises(ExportError, match=r"0\.jpg: truncated: "):
         read_folder(images, None, 3)
 
 

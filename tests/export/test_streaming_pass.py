@@ -24,7 +24,7 @@ from export.errors import ExportError
 from export.passes.streaming import StreamedModel, StreamRefused, format_table, stream
 
 TILE = 96
-SLOW_OK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SLOW_OK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 class Graph:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
+from processor import require_whole_integer_products
 from small_checkpoints import steel_image, trained_unet
 from small_networks import EngineBuilder, adding_unet, concatenating_unet, gate, images
 
@@ -128,6 +129,7 @@ def test_without_thresholds_the_most_probable_of_several_classes_decides():
 @pytest.fixture
 def openvino() -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    require_whole_integer_products()
 
 
 @pytest.mark.usefixtures("openvino")

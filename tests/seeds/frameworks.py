@@ -39,6 +39,7 @@ def write_keras(keras, name: str, folder: Path) -> None:
     keras.backend.clear_session()
     settle = runpy.run_path(str(TESTS / "export" / "keras_checkpoints.py"))["settle"]
     model = settle(runpy.run_path(str(BUILDERS))[builder](keras, outputs), seed=3)
+    _learn_statistics(keras, model, tiles[::3])
     head = model.layers[-1]  # a dense layer or a 1x1 convolution
     kernel, bias = (np.asarray(weight) for weight in head.get_weights())
     features = _predict(keras.Model(model.inputs, head.input), tiles)
@@ -51,6 +52,17 @@ def write_keras(keras, name: str, folder: Path) -> None:
     else:
         model.compile("adam", "sparse_categorical_crossentropy" if name == "rust-cls" else "binary_crossentropy")
         model.save(folder / (f"{name}.h5" if old else f"{name}.keras"))
+
+
+def _learn_statistics(keras, model, tiles) -> None:
+    """Normalisations hold what they see, as after training: else activations grow from block to block, and rounding with them."""
+    normalisations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    for layer in normalisations:
+        layer.momentum = 0.0
+    if normalisations:
+        model(tiles, training=True)
+    for layer in normalisations:
+        layer.momentum = 0.99  # Keras's own
 
 
 def balanced(kernel, bias, logits, level: float, below: float):
@@ -72,25 +84,25 @@ def rust_cnn(tiles):
 
     torch.manual_seed(5)
     network = RustCnn().eval()
-    _balance_torch(network, network.fc_layers[4], tiles, 0.0, 0.5)
+    _balance(network, network.fc_layers[4], tiles, 0.45)
     with torch.inference_mode():
         return network, network(torch.from_numpy(tiles)).softmax(1).numpy()
 
 
-def pits_unet(tiles, width: int = 8):
-    """Tiles (n, 1, h, w) float32, 0 to 1, to the network and its sigmoid (n, 1, h, w); narrower than the system's, for speed."""
+def pits_unet(slices, width: int = 8):
+    """The plain U-Net for slices (n, 1, h, w) float32, 0 to 1; the system's has a width of 64."""
     import torch
 
     from export.networks.pits_unet import PitsUNet
 
     torch.manual_seed(6)
     network = _settled(PitsUNet(width=width))
-    _balance_torch(network, network.final_conv, tiles, 0.0, 0.8)
-    return network, sigmoids(network, tiles)
+    _balance(network, network.final_conv, slices, 0.8)
+    return network
 
 
-def pits_unetpp(smp, tiles):
-    """The same of the U-Net++ of the `pits` system."""
+def pits_unetpp(smp, slices):
+    """The same of the U-Net++."""
     import torch
 
     torch.manual_seed(7)
@@ -98,16 +110,16 @@ def pits_unetpp(smp, tiles):
         warnings.simplefilter("ignore")  # the library will drop the encoder's name one day
         network = smp.UnetPlusPlus(encoder_name="timm-efficientnet-b0", encoder_weights=None, in_channels=1, classes=1)
     _settled(network)
-    _balance_torch(network, network.segmentation_head[0], tiles, 0.0, 0.8)
-    return network, sigmoids(network, tiles)
+    _balance(network, network.segmentation_head[0], slices, 0.8)
+    return network
 
 
-def sigmoids(network, tiles):
-    """Probabilities of a torch network, tile by tile as the system asks it."""
+def sigmoids(network, slices):
+    """Probabilities of a network of torch, slice by slice as the system asks it."""
     import torch
 
     with torch.inference_mode():
-        return np.concatenate([network(torch.from_numpy(tile[None])).sigmoid().numpy() for tile in tiles])
+        return np.concatenate([network(torch.from_numpy(slice_[None])).sigmoid().numpy() for slice_ in slices])
 
 
 def _settled(network):
@@ -124,12 +136,12 @@ def _settled(network):
     return network.eval()
 
 
-def _balance_torch(network, head, tiles, level: float, below: float) -> None:
+def _balance(network, head, tiles, below: float) -> None:
     import torch
 
     with torch.no_grad():
         logits = torch.cat([network(torch.from_numpy(tile[None])) for tile in tiles]).movedim(1, -1).numpy()
-        kernel, bias = balanced(head.weight.movedim(0, -1).numpy(), head.bias.numpy(), logits, level, below)
+        kernel, bias = balanced(head.weight.movedim(0, -1).numpy(), head.bias.numpy(), logits, 0.0, below)
         head.weight.copy_(torch.from_numpy(kernel).movedim(-1, 0))
         head.bias.copy_(torch.from_numpy(bias))
 
@@ -141,6 +153,8 @@ def _predict(model, tiles):
 def main(arguments: Sequence[str]) -> None:
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "torch"}
     keras, folder = importlib.import_module(arguments[0]), Path(arguments[1])
+    if arguments[0] == "keras":
+        importlib.import_module("torch").set_num_threads(1)
     for name in KERAS:
         if (folder / f"{name}.tiles.npy").exists():
             write_keras(keras, name, folder)
