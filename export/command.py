@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import signal
 import sys
 import threading
@@ -144,7 +145,8 @@ def read_arguments(args: argparse.Namespace) -> ExportRecipe:
 
 
 def _ending(recipe: ExportRecipe, exported: Exported) -> list[str]:
-    path = recipe.out if len(recipe.out.parts) > 1 else f"./{recipe.out}"
+    # as a shell takes it, and as no shipped bundle's name
+    path = shlex.quote(str(recipe.out if len(recipe.out.parts) > 1 else f"./{recipe.out}"))
     classifier = exported.bundle.manifest.kind == "classifier"
     use = "--gate" if classifier and exported.bundle.manifest.gate else "--bundle"
     return [f"written in {exported.seconds:.0f} s: {path}; in a browser: {path}/report.html; use it: {use} {path}"]

@@ -38,6 +38,10 @@ def _sized(value: object) -> object:
 def _on_disk(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError("no file has a name with a zero byte in it")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # Linux takes any bytes; reports and image decoders do not
+        raise ValueError("expected a name in UTF-8: rename it") from error
     return path
 
 

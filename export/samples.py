@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,16 @@ def mosaic(images: Sequence[Image], side: int, cell_limit: int) -> Image:
     return np.block([[taken[row * across + column] for column in range(across)] for row in range(down)])
 
 
+def _require_utf8(path: Path) -> None:
+    """Linux takes any bytes for a name, and image decoders crash on those that are no text. Raises ExportError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ExportError(f"{os.fsencode(path)!r}: got a name that is not UTF-8; rename it") from error
+
+
 def _read_mask(path: Path, image: Image, classes: int) -> Image:
+    _require_utf8(path)
     try:
         return read_mask(path, (image.shape[0], image.shape[1]), classes)
     except ImageError as error:
@@ -229,6 +239,7 @@ def _read_mask(path: Path, image: Image, classes: int) -> Image:
 
 def _read_image(path: Path) -> Image:
     """As a station reads it: the same grey levels, and nothing that is not whole."""
+    _require_utf8(path)
     try:
         image = read_image(path)
     except ImageError as error:

@@ -39,7 +39,7 @@ def write_keras(keras, name: str, folder: Path) -> None:
     keras.backend.clear_session()
     settle = runpy.run_path(str(TESTS / "export" / "keras_checkpoints.py"))["settle"]
     model = settle(runpy.run_path(str(BUILDERS))[builder](keras, outputs), seed=3)
-    _learn_statistics(keras, model, tiles[::3])
+    _learn(keras, model, tiles[::3])
     head = model.layers[-1]  # a dense layer or a 1x1 convolution
     kernel, bias = (np.asarray(weight) for weight in head.get_weights())
     features = _predict(keras.Model(model.inputs, head.input), tiles)
@@ -54,11 +54,16 @@ def write_keras(keras, name: str, folder: Path) -> None:
         model.save(folder / (f"{name}.h5" if old else f"{name}.keras"))
 
 
-def _learn_statistics(keras, model, tiles) -> None:
-    """Normalisations hold what they see, as after training: else activations grow from block to block, and rounding with them."""
+def _learn(keras, model, tiles) -> None:
+    """What training does to a random network for rounding not to grow from layer to layer until it is seen in the answer.
+
+    Normalisations hold what they see; the blocks of a ResNet add little each to what they are given.
+    """
     normalisations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for layer in normalisations:
         layer.momentum = 0.0
+        if layer.name.endswith("_3_bn"):
+            layer.gamma.assign(np.asarray(layer.get_weights()[0]) * 0.2)
     if normalisations:
         model(tiles, training=True)
     for layer in normalisations:

@@ -110,7 +110,7 @@ def enlarge(values, shape):
 
 
 def encoded_pixels(mask):
-    """`start length` pairs from 1, top to bottom, then left to right, as competitors of the Severstal competition compute them."""
+    """`start length` pairs from 1, top to bottom, then left to right, as in the Severstal competition."""
     pixels = np.concatenate([[0], mask.T.flatten(), [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
     runs[1::2] -= runs[::2]

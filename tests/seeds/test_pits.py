@@ -76,5 +76,7 @@ def test_the_plain_unet_sees_an_image_as_a_whole(pits_unet, shots, dense, tmp_pa
     halo = -(-manifest.radius // manifest.stride) * manifest.stride
     below, right = (halo + -side % manifest.stride for side in image.shape)
     whole = np.pad(image, ((halo, below), (halo, right)), mode="reflect")
-    answer = frameworks.sigmoids(pits_unet.network, plain.slice_inputs([whole]))[0, 0][halo:, halo:][: image.shape[0], : image.shape[1]]
+    answer = frameworks.sigmoids(pits_unet.network, plain.slice_inputs([whole]))[0, 0][halo:, halo:][
+        : image.shape[0], : image.shape[1]
+    ]
     assert_same_mask(found.mask, (answer > 0.5).astype(np.uint8), abs(answer - 0.5) < plain.NEAR)

@@ -24,7 +24,5 @@ def test_a_tile_is_rust_where_that_is_the_more_probable_class(rust_cnn, shots, t
     peaks = [defect.confidence_peak for defect in found.closed]
     assert max(peaks) == pytest.approx(rust_cnn.answers[:, 1].max(), abs=0.5 / 255 + 1e-4)
     # the file asks for rust only from a higher score on, at the user's word
-    strict = inspect(
-        "rust-cnn", shots["rust-cnn"], tmp_path / "strict", bundle=rust_cnn.bundle.path, tiling__gate_threshold=0.9
-    )
+    strict = inspect("rust-cnn", shots["rust-cnn"], tmp_path / "strict", bundle=rust_cnn.bundle.path, tiling__gate_threshold=0.9)
     assert (strict.mask > 0).sum() == 64 * 64 * (rust_cnn.answers[:, 1] >= 0.9).sum()

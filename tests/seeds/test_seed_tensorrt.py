@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -47,8 +49,13 @@ def test_every_shipped_engine_builds(name) -> None:
         build(onnx.load(path))
 
 
-def test_what_looks_at_a_whole_tile_names_the_node_that_does(pits_unetpp) -> None:
-    manifest = pits_unetpp.bundle.manifest
-    assert "encoder" in manifest.whole_tile
-    with pytest.raises(StreamRefused, match="encoder"):
-        stream(onnx.load(pits_unetpp.bundle.model_path))
+@pytest.mark.parametrize("network", sorted({*NETWORKS} - STREAMING - {"rust_cls", "rust_cnn", "severstal_gate"}))
+def test_what_looks_at_a_whole_tile_is_not_streamed_and_names_the_node(network, request) -> None:
+    bundle = request.getfixturevalue(network).bundle
+    model = onnx.load(bundle.model_path)
+    with pytest.raises(StreamRefused) as refused:
+        stream(model)
+    named = re.search("'([^']+)'", str(refused.value))
+    assert named is not None
+    assert named[1] in {node.name for node in model.graph.node}
+    assert f"'{named[1]}'" in bundle.manifest.whole_tile

@@ -48,7 +48,9 @@ def inspect(station: str, images: dict[str, np.ndarray], folder: Path, **values:
     shots = write_images(folder / "shots", images)
     outputs = {name: folder / f"{name}" for name in ("mask.png", "rle.csv", "contours.csv", "events.jsonl")}
     flags = [word for name, path in outputs.items() for word in (f"--{Path(name).stem}", str(path))]
-    shown = run("inspect", str(shots), "-c", str(CONFIGS / "seeds" / f"{station}.yaml"), "--json", *flags, *_overrides(ALONE | values))
+    shown = run(
+        "inspect", str(shots), "-c", str(CONFIGS / "seeds" / f"{station}.yaml"), "--json", *flags, *_overrides(ALONE | values)
+    )
     events = [parse_event(line) for line in outputs["events.jsonl"].read_text().splitlines()]
     return Inspected(
         summary=json.loads(shown),
