@@ -33,7 +33,11 @@ def register(subparsers: Subparsers) -> None:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="name the architectures with what they expect, and end")
-    add("--arch", metavar="NAME", help="architecture of the checkpoint (see --list)")
+    add(
+        "--arch",
+        metavar="NAME",
+        help="architecture of the checkpoint (see --list); any-segmenter, any-classifier: the network that the file itself holds",
+    )
     add("--weights", metavar="FILE", help="weights of a Keras model.json (default: the file of its name beside it)")
     add("--trust-checkpoint", action="store_true", default=None, help="load a file that runs code of its own when it is loaded")
     data = parser.add_argument_group("data")
@@ -177,11 +181,11 @@ def _list(as_json: bool) -> int:
     for a in listed:
         size = f"{a.tile[0]}x{a.tile[1]}" if all(a.tile) else "any size"
         steps = ", ".join(step.kind for step in a.preparation)
-        print(f"{a.name:<15} {a.kind:<10} {a.framework:<6} {size:>9}  {a.summary}")
-        print(
-            f"{'':<15} classes {', '.join(a.classes) or 'from the checkpoint or --classes'}"
-            + (f" ({a.activation})" if a.framework != "any" else "; size and normalisation too, or --tile, --mean, --deviation")
-            + (f"; each tile first: {steps}" if steps else "")
+        classes = f"classes {', '.join(a.classes) or 'from the checkpoint or --classes'}"
+        classes += (
+            f" ({a.activation})" if a.framework != "any" else "; so are size and normalisation: --tile, --mean, --deviation"
         )
+        print(f"{a.name:<15} {a.kind:<10} {a.framework:<6} {size}")
+        print(f"    {a.summary}\n    {classes}" + (f"; each tile first: {steps}" if steps else ""))
     print(f"and any network of a library: {', '.join(GENERIC_NAMES)}")
     return 0

@@ -201,6 +201,7 @@ def _fine_tuned(
         float_layers=(),
         loss=loss,
         methods=tried.methods | {"fine_tuned": loss},
+        tuning_losses=tuned.losses,
     )
     if not loss <= job.options.max_drop:
         raise QuantizationLossError(

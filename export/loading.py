@@ -323,8 +323,7 @@ def _with_clean_first(network: TrainedNetwork, clean: str | None) -> TrainedNetw
         raise ExportError(f"--clean: got {clean}; expected one of a classifier's classes, here {', '.join(architecture.classes)}")
     if architecture.activation != "softmax":
         raise ExportError(
-            f"--clean: got {clean}, but the network's one score is that of its second class; expected the clean one first "
-            f"(--classes {clean},...)"
+            f"--clean: got {clean}, but the network's one score is that of its second class; expected that to be the defect"
         )
     first = architecture.classes.index(clean)
     order = (first, *(index for index in range(len(architecture.classes)) if index != first))

@@ -30,8 +30,11 @@ BATCHED = 5
 ROUNDING = 1e-4
 """Of the scores' own unit: what a float kernel may add up otherwise for another batch; integer kernels do not."""
 
+FLIPPED_VERDICTS = 0.05
+"""Share of tiles that a classifier may decide otherwise: those that it is in two minds about flip either way, and what that
+costs in recall or accuracy has its own budget. More than this is another network."""
+
 SPEED_BATCH = 2
-CELL = 200
 
 
 def measure_result(
@@ -83,6 +86,7 @@ def measure_result(
         quantization=quantization,
         max_drop=job.options.max_drop if changed else None,
         sizes={precision: model.ByteSize() for precision, model in engines.items()},
+        tuning_losses=quantization.tuning_losses if quantization else (),
         speeds=_speeds(job, engines, _speed_tiles(batches, height, width)),
         sections=(*sections, *_selection(job)),
     )
@@ -115,7 +119,7 @@ def _defects(
 
 def _verdicts(job: Job, manifest: Manifest, reference: Session, session: Session, tiles: npt.NDArray[np.uint8]) -> Section:
     thresholds = (manifest.gate.score, manifest.gate.score) if manifest.gate else None
-    allowed = min(1.0, max(FLIPPED, job.options.max_drop / 100.0))
+    allowed = min(1.0, max(FLIPPED_VERDICTS, job.options.max_drop / 100.0))
     found = compare_verdicts(reference, session, tiles, manifest.activation, thresholds, allowed)
     note = f"{found.tiles} tiles, decided by either engine at the threshold, or by the most probable class where there is none."
     rows = (("defective became clean", found.missed), ("clean became defective", found.added), ("another class", found.renamed))

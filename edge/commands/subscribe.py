@@ -61,7 +61,9 @@ def _subscribe(args: argparse.Namespace) -> int:
     with Subscription(_broker(args), args.topic, printer.show):
         # Not on stdout: whoever reads the messages there can wait for this line before it publishes.
         print(f"subscribed to {args.topic} at {args.host}:{args.port}", file=sys.stderr, flush=True)
-        done.wait()
+        # The system may hand SIGINT to the network's thread: a wait without end would not wake up for it.
+        while not done.wait(timeout=0.5):
+            pass
     return 0
 
 

@@ -123,6 +123,40 @@ def test_an_interrupt_leaves_with_130_and_no_traceback(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/etc/shadow"), "/etc/shadow: Permission denied"),
+        (MemoryError(), "not enough memory; expected smaller images or tiles, fewer threads, or more memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(config_command, "_schema", fail)
+    assert main(["config", "schema"]) == 1
+    assert capsys.readouterr().err == f"rust-edge: {told}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_finds_no_room_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edge.cli", "config", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+            cwd=Path(__file__).parents[2],
+        )
+    assert (done.returncode, done.stderr) == (1, "rust-edge: No space left on device\n")
+
+
 def test_a_reader_that_has_gone_ends_the_command_quietly() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from fragile_networks import SIDE, blobs_and_lines, made_fragile, taught
 from small_checkpoints import CLASSES, gate_data, random_gate, segmenter_data, steel_image, trained_unet
 
 from edge.bundle import Bundle, check_golden, open_bundle
@@ -16,9 +18,10 @@ from edge.errors import BundleError, RustEdgeError
 from edge.sessions.ort import OrtSession, OrtStreamingSession
 from export import bundle as bundle_module
 from export.bundle import Existing, check_target, share_weights
-from export.checkpoints import checkpoint_of
+from export.checkpoints import Checkpoint, ModuleContent, checkpoint_of
 from export.errors import ExportError
 from export.exporter import Exported, ExportOptions, export_bundle
+from export.fine_tuning import FineTuning
 from export.networks import find_architecture
 from export.samples import ExportData
 
@@ -154,6 +157,20 @@ def test_a_loss_beyond_the_budget_is_refused_and_leaves_a_page_that_says_why(tmp
     assert [path.name for path in tmp_path.iterdir()] == ["unet.refused.html"]
     export_bundle(checkpoint_of(trained_unet(), ""), UNET, data, tmp_path / "unet", ExportOptions(classes=CLASSES, threads=1))
     assert [path.name for path in tmp_path.iterdir()] == ["unet"]
+
+
+def test_fine_tuning_is_tried_before_a_network_is_refused_and_the_page_says_what_it_gained(tmp_path: Path) -> None:
+    images, masks = blobs_and_lines(64, seed=3)
+    data = ExportData(list(blobs_and_lines(64, seed=5)[0][:, 0]), list(zip(images[:, 0], masks, strict=True)))
+    architecture = dataclasses.replace(
+        find_architecture("any-segmenter"), classes=("background", "blob", "line"), tile=(SIDE, SIDE)
+    )
+    checkpoint = Checkpoint("fragile.pt2", "0" * 64, ModuleContent(made_fragile(taught()).eval()))
+    options = ExportOptions(precision="int8", max_drop=0.0, threads=1, fine_tuning=FineTuning(epochs=8))
+    with pytest.raises(ExportError, match=r"INT8 loses .* points even after fine-tuning \(.* before\)"):
+        export_bundle(checkpoint, architecture, data, tmp_path / "fragile", options)
+    assert [path.name for path in tmp_path.iterdir()] == ["fragile.refused.html"]
+    assert "fine_tuned" in (tmp_path / "fragile.refused.html").read_text()
 
 
 @pytest.mark.parametrize("names", [("background", "dark"), ("background", "dark", "dark"), ("background", "", "dark")])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_checkpoints import steel_image
 
+from edge.sources.images import read_image
 from export.errors import ExportError
 from export.networks import find_architecture
 from export.samples import ENOUGH, LARGEST_IMAGE, ExportData, defective_tiles, mosaic, read_classified, read_folder, reflect
@@ -72,6 +74,68 @@ def test_every_fault_of_the_folders_names_the_file(tmp_path: Path) -> None:
     (images / "part/0.jpg").write_bytes((images / "part/0.jpg").read_bytes()[:30])
     with pytest.raises(ExportError, match=r"0\.jpg: truncated: "):
         read_folder(images, None, 3)
+
+
+def test_images_are_read_as_a_station_reads_them(tmp_path: Path) -> None:
+    deep = np.linspace(0, 65535, 100, dtype=np.uint16).reshape(10, 10)
+    colour = np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    cv2.imwrite(str(tmp_path / "colour.png"), colour)
+    (tmp_path / "._deep.png").write_bytes(b"what a Mac leaves on other disks")
+    found = read_folder(tmp_path, None, 2).calibration
+    for image, path in zip(found, ("colour.png", "deep.png"), strict=True):
+        np.testing.assert_array_equal(image, read_image(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("cut.jpg", b"half", "truncated: the JPEG ends"),
+        ("empty.png", b"", "is empty"),
+        ("text.png", b"garbage", "got a file that begins with"),
+        ("dot.png", b"dot", "is 1 x 1 px; expected at least 2 x 2"),
+        ("folder.png", None, "cannot be read: Is a directory"),
+        (os.fsdecode(b"\xff.png"), b"dot", "got a name that is not UTF-8"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+    made = {
+        b"half": lambda: cv2.imencode(".jpg", steel_image(0)[0])[1].tobytes()[:1000],
+        b"dot": lambda: cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes(),
+    }
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(made.get(content, lambda: content)())
+    with pytest.raises(ExportError, match=told):
+        read_folder(tmp_path, None, 2)
+
+
+def test_a_class_of_one_image_calibrates_and_is_measured(tmp_path: Path) -> None:
+    images, masks = write_images(tmp_path, ENOUGH)
+    for number in range(ENOUGH):
+        cv2.imwrite(str(masks / f"part/{number}.png"), np.full((40, 50 + number), number == 7, np.uint8))
+    data = read_folder(images, masks, classes=2)
+    assert any(mask.any() for _, mask in data.validation)
+    assert 7 in [image.shape[1] - 50 for image in data.calibration]
+
+
+def test_images_of_one_class_alone_say_nothing_of_a_classifier(tmp_path: Path) -> None:
+    (tmp_path / "rust").mkdir()
+    cv2.imwrite(str(tmp_path / "rust" / "0.png"), np.zeros((8, 8), np.uint8))
+    with pytest.raises(ExportError, match="all 1 images are rust; expected some of every class: clean, rust"):
+        read_classified(tmp_path, None, ("clean", "rust"))
+
+
+def test_the_clean_class_is_no_defect_whichever_it_is(tmp_path: Path) -> None:
+    for name in ("corrosion", "none"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            cv2.imwrite(str(tmp_path / name / f"{number}.png"), np.full((8, 8), 10 * number, np.uint8))
+    data = read_classified(tmp_path, None, ("corrosion", "none"), clean="none")
+    assert [label for _, label in data.classified] == [0, 0, 0, 1, 1, 1]
+    shown = {tile.origin.partition("/")[0]: tile.defects for tile in data.selection.chosen}
+    assert shown == {"corrosion": frozenset({1}), "none": frozenset()}
 
 
 @pytest.mark.parametrize(

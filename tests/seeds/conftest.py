@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -67,7 +68,15 @@ def shots():
 
 
 @pytest.fixture(scope="session")
-def keras_checkpoints(shots, tmp_path_factory):
+def workplace(tmp_path_factory):
+    """A folder whose content does not outlast the tests: half a gigabyte."""
+    folder = tmp_path_factory.mktemp("seeds")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def keras_checkpoints(shots, workplace):
     """By network: grey tiles, checkpoint, answers. TF-Keras 2 writes and answers where RUST_EDGE_TENSORFLOW_PYTHON names a Python
     that has it, else Keras 3."""
     python, module, model = os.environ.get("RUST_EDGE_TENSORFLOW_PYTHON", ""), "tf_keras", ".h5"
@@ -81,7 +90,8 @@ def keras_checkpoints(shots, tmp_path_factory):
         "severstal-unet": ("severstal", (256, 1600), plain.severstal_unet_input, ".json"),
         "coating-unet": ("coating", (160, 224), plain.coating_input, model),
     }
-    folder = tmp_path_factory.mktemp("keras")
+    folder = workplace / "keras"
+    folder.mkdir()
     tiles = {name: _tiles(shots[system], size) for name, (system, size, *_) in makers.items()}
     for name, (*_, prepare, _) in makers.items():
         np.save(folder / f"{name}.tiles.npy", np.stack([prepare(tile) for tile in tiles[name]]).astype(np.float32))
@@ -92,68 +102,72 @@ def keras_checkpoints(shots, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def rust_cls(keras_checkpoints, tmp_path_factory):
+def rust_cls(keras_checkpoints, workplace):
     """Its three classes are named so that clean steel is the last one."""
     tiles, checkpoint, answers = keras_checkpoints["rust-cls"]
-    folder = tmp_path_factory.mktemp("rust_cls")
+    folder = workplace / "rust_cls"
     images = _sorted(folder / "tiles", tiles, answers, ("heavy-rust", "light-rust", "no-rust"))
     return Seed(tiles, answers, export("rust-cls", checkpoint=checkpoint, calibration=images, out=folder / "bundle"))
 
 
 @pytest.fixture(scope="session")
-def severstal_gate(keras_checkpoints, tmp_path_factory):
+def severstal_gate(keras_checkpoints, workplace):
     tiles, checkpoint, answers = keras_checkpoints["severstal-gate"]
-    folder = tmp_path_factory.mktemp("severstal_gate")
+    folder = workplace / "severstal_gate"
     masks = [np.full(tile.shape, answer >= 0.01, np.uint8) for tile, answer in zip(tiles, answers[:, 0], strict=True)]
     data = _masked(folder, tiles, masks)
     return Seed(tiles, answers, export("severstal-gate", checkpoint=checkpoint, **data, out=folder / "bundle"))
 
 
 @pytest.fixture(scope="session")
-def severstal_unet(keras_checkpoints, tmp_path_factory):
+def severstal_unet(keras_checkpoints, workplace):
     tiles, checkpoint, answers = keras_checkpoints["severstal-unet"]
-    folder = tmp_path_factory.mktemp("severstal_unet")
+    folder = workplace / "severstal_unet"
     masks = [plain.severstal_mask(1.0, answer, tile.shape)[0] for tile, answer in zip(tiles, answers, strict=True)]
     data = _masked(folder, tiles, masks)
     return Seed(tiles, answers, export("severstal-unet", checkpoint=checkpoint, **data, out=folder / "bundle"))
 
 
 @pytest.fixture(scope="session")
-def coating_unet(keras_checkpoints, tmp_path_factory):
+def coating_unet(keras_checkpoints, workplace):
     tiles, checkpoint, answers = keras_checkpoints["coating-unet"]
-    folder = tmp_path_factory.mktemp("coating_unet")
+    folder = workplace / "coating_unet"
     masks = [plain.coating_mask(answer[..., 0], tile.shape)[0] for tile, answer in zip(tiles, answers, strict=True)]
-    data = _masked(folder, tiles[:2], masks[:2])  # it is slow
+    data = _masked(folder, [np.hstack(tiles[:2])], [np.hstack(masks[:2])])  # cut again; two of them, for it is slow
     bundle = export("coating-unet", checkpoint=checkpoint, strip_tile=(160, 224), **data, out=folder / "bundle")
     return Seed(tiles, answers, bundle)
 
 
 @pytest.fixture(scope="session")
-def rust_cnn(shots, tmp_path_factory):
+def rust_cnn(shots, workplace):
     tiles = _tiles(shots["rust-cnn"], (64, 64))
     network, answers = frameworks.rust_cnn(np.stack([plain.rust_cnn_input(tile) for tile in tiles]))
-    folder = tmp_path_factory.mktemp("rust_cnn")
-    state = {"epoch": 9, "model_state_dict": network.state_dict(), "optimizer_state_dict": {}, "loss": 0.1, "accuracy": 97.5}
-    torch.save(state, folder / "best_model.pth")
+    folder = workplace / "rust_cnn"
+    optimizer = torch.optim.Adam(network.parameters()).state_dict()
+    state = {"model_state_dict": network.state_dict(), "optimizer_state_dict": optimizer}
+    state |= {"epoch": 9, "loss": 0.1, "accuracy": 97.5}
     images = _sorted(folder / "tiles", tiles, answers, ("clean", "rust"))
+    torch.save(state, folder / "best_model.pth")
     bundle = export("rust-cnn", checkpoint=folder / "best_model.pth", calibration=images, out=folder / "bundle")
     return Seed(tiles, answers, bundle)
 
 
 @pytest.fixture(scope="session")
-def pits_unetpp(shots, tmp_path_factory):
+def pits_unetpp(shots, workplace):
     """Saved whole, pickled."""
     smp = library("segmentation_models_pytorch")
-    folder, tiles = tmp_path_factory.mktemp("pits_unetpp"), _slices(shots["pits"])
+    folder, tiles = workplace / "pits_unetpp", _slices(shots["pits"])
+    folder.mkdir()
     network = frameworks.pits_unetpp(smp, plain.slice_inputs(tiles))
     torch.save(network, folder / "model.pth")
     return _pits_seed("pits-unetpp", folder, "model.pth", tiles, network, trust=True)
 
 
 @pytest.fixture(scope="session")
-def pits_unet(shots, tmp_path_factory):
+def pits_unet(shots, workplace):
     """The plain U-Net as a state dict, narrower than the system's for speed."""
-    folder, tiles = tmp_path_factory.mktemp("pits_unet"), _slices(shots["pits"])
+    folder, tiles = workplace / "pits_unet", _slices(shots["pits"])
+    folder.mkdir()
     network = frameworks.pits_unet(plain.slice_inputs(tiles))
     torch.save(network.state_dict(), folder / "unet.pth")
     return _pits_seed("pits-unet", folder, "unet.pth", tiles, network)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import cv2
-import numpy as np
 import plain
 import pytest
-from agreement import COLUMNS, assert_agrees, assert_same_mask, assert_tables
-from workbench import inspect, workbook
+from agreement import assert_agrees, assert_same_mask, assert_tables
+from workbench import inspect
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
 PARTS = {"tiling__tile_lines": 160, "tiling__tile_columns": 224}
@@ -24,16 +23,7 @@ def test_contrast_is_equalized_part_by_part_and_what_is_above_three_fifths_count
     decided = [plain.coating_mask(answer[..., 0], (160, 224)) for answer in coating_unet.answers]
     parts, nears = zip(*decided, strict=True)
     size = (320 * len(images), 448)
-    found = inspect("coating", images, tmp_path, bundle=bundle.path, **PARTS)
+    found = inspect("coating", images, tmp_path, contours="contours.xlsx", bundle=bundle.path, **PARTS)
     assert_same_mask(found.mask, plain.paste(parts, *size), plain.paste(nears, *size))
     masks = dict(zip((f"{name}.png" for name in images), plain.cut(found.mask, 320, 448), strict=True))
     assert_tables(found, masks, ("unmelted", "melted"))
-
-    sheets = workbook("coating", tmp_path, bundle=bundle.path, **PARTS)
-    named = ["Image"] if len(images) > 1 else []
-    assert list(sheets["Contours"][0]) == [*named, *COLUMNS]
-    written = [[float(value) for value in row[-5:]] for row in sheets["Contours"][1:]]
-    assert written == [[float(value) for value in row[-5:]] for row in found.contours[1:]]
-    assert list(sheets["Fractions"][0]) == [*named, "Fraction Unmelted (%)", "Fraction Melted (%)"]
-    shares = [[100 * (mask == value).mean() for value in (0, 1)] for mask in masks.values()]
-    np.testing.assert_allclose([row[-2:] for row in sheets["Fractions"][1:]], shares, rtol=1e-12)

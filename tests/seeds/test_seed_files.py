@@ -16,6 +16,7 @@ from export.networks import ARCHITECTURES
 from export.recipe import load_recipe
 from export.samples import read_folder
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's own
 RECIPES = sorted(path for path in (CONFIGS / "export").glob("*.yaml") if "arch" in yaml.safe_load(path.read_text()))
 STATIONS = sorted((CONFIGS / "seeds").glob("*.yaml"))
 

@@ -19,8 +19,7 @@ from edge.cli import main
 from edge.events import DefectClosed, parse_event
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-QUICK = {"precision": "fp32", "speed_s": 0, "threads": 1}
-ALONE = {"session__threads": 1}
+QUICK = {"precision": "fp32", "speed_s": 0}
 csv.field_size_limit(1 << 24)  # the run lengths of an image are one field
 
 
@@ -33,23 +32,28 @@ def export(recipe: str, **values: Any) -> Bundle:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What `rust-edge inspect` wrote; tables as rows of text, their headings first."""
+    """What `rust-edge inspect` wrote; tables as rows, their headings first."""
 
     summary: dict[str, Any]
     mask: np.ndarray
     closed: list[Any]
-    rle: list[list[str]]
-    contours: list[list[str]]
-    fractions: list[list[str]]
+    rle: list[list[Any]]
+    contours: list[list[Any]]
+    fractions: list[list[Any]]
 
 
-def inspect(station: str, images: dict[str, np.ndarray], folder: Path, **values: Any) -> Inspected:
+def inspect(
+    station: str, images: dict[str, np.ndarray], folder: Path, contours: str = "contours.csv", **values: Any
+) -> Inspected:
     """Images by name, written to a folder, through `rust-edge inspect -c configs/seeds/STATION.yaml --set ...`."""
     shots = write_images(folder / "shots", images)
-    outputs = {name: folder / f"{name}" for name in ("mask.png", "rle.csv", "contours.csv", "events.jsonl")}
+    outputs = {name: folder / name for name in ("mask.png", "rle.csv", contours, "events.jsonl")}
     flags = [word for name, path in outputs.items() for word in (f"--{Path(name).stem}", str(path))]
-    shown = run(
-        "inspect", str(shots), "-c", str(CONFIGS / "seeds" / f"{station}.yaml"), "--json", *flags, *_overrides(ALONE | values)
+    shown = run("inspect", str(shots), "-c", str(CONFIGS / "seeds" / f"{station}.yaml"), "--json", *flags, *_overrides(values))
+    tables = (
+        [_read_table(folder / name) for name in (contours, "contours.fractions.csv")]
+        if contours.endswith("csv")
+        else (_read_workbook(folder / contours))
     )
     events = [parse_event(line) for line in outputs["events.jsonl"].read_text().splitlines()]
     return Inspected(
@@ -57,18 +61,9 @@ def inspect(station: str, images: dict[str, np.ndarray], folder: Path, **values:
         mask=cv2.imread(str(outputs["mask.png"]), cv2.IMREAD_UNCHANGED),
         closed=[event.data for event in events if isinstance(event, DefectClosed)],
         rle=_read_table(outputs["rle.csv"]),
-        contours=_read_table(outputs["contours.csv"]),
-        fractions=_read_table(folder / "contours.fractions.csv"),
+        contours=tables[0],
+        fractions=tables[1],
     )
-
-
-def workbook(station: str, folder: Path, **values: Any) -> dict[str, list[tuple[Any, ...]]]:
-    """The sheets of `rust-edge inspect --contours F.xlsx` over the images that `inspect` has written to that folder."""
-    path = folder / "contours.xlsx"
-    flags = ["-c", str(CONFIGS / "seeds" / f"{station}.yaml"), "--contours", str(path), "--json", *_overrides(ALONE | values)]
-    run("inspect", str(folder / "shots"), *flags)
-    book = openpyxl.load_workbook(path, read_only=True)
-    return {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book}
 
 
 def run(*arguments: str) -> str:
@@ -89,9 +84,15 @@ def write_images(folder: Path, images: dict[str, np.ndarray]) -> Path:
     return folder
 
 
-def _read_table(path: Path) -> list[list[str]]:
+def _read_table(path: Path) -> list[list[Any]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
+
+
+def _read_workbook(path: Path) -> list[list[list[Any]]]:
+    book = openpyxl.load_workbook(path, read_only=True)
+    assert book.sheetnames == ["Contours", "Fractions"]
+    return [[list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book]
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:
