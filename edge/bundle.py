@@ -36,13 +36,13 @@ class Golden:
     """Tiles that the engine was asked when it was verified, and what it answered.
 
     patches: (n, h, w) uint8; a tile is its patch reflected to the engine's input size, down and to the right.
-    scores: (n, channels, rows, columns) float16 of a segmenter, every `step`-th row and column of the patch; (n, channels)
-        of a classifier.
+    scores: (n, channels, rows, columns) of a segmenter, every `step`-th row and column of the patch; (n, channels) of a
+        classifier. Logits as float16.
     labels: (n, h, w) uint8, best class per pixel of the patch; (n,) of a classifier.
     """
 
     patches: npt.NDArray[np.uint8]
-    scores: npt.NDArray[np.float16]
+    scores: npt.NDArray[np.float16] | npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
     step: int
 

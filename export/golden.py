@@ -58,9 +58,12 @@ def _ask(session: Session, patches: npt.NDArray[np.uint8], manifest: Manifest, s
     sampled, labels, _ = asked.answer(session.infer(tiles), manifest.activation, manifest.head)
     if not np.isfinite(sampled).all():
         raise ExportError("the engine answers golden tiles with values that are no finite numbers; expected trained weights")
-    # float16 keeps 11 bits, 0.05 % of a score: far inside what a station tolerates
     limit = float(np.finfo(np.float16).max)
-    return Golden(patches, np.clip(sampled, -limit, limit).astype(np.float16), labels, step)
+    if np.abs(sampled).max() > limit:
+        raise ExportError(f"the engine answers golden tiles with scores beyond {limit:.0f}; expected trained, undamaged weights")
+    # float16 keeps 11 bits, 0.05 % of a logit: far inside what a station tolerates. Not of probabilities that hardly differ.
+    kept = np.float16 if manifest.head == "logits" else np.float32
+    return Golden(patches, sampled.astype(kept), labels, step)
 
 
 def _spread(values: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:

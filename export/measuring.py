@@ -95,6 +95,7 @@ def measure_result(
 def _defects(
     job: Job, manifest: Manifest, reference: Session, session: Session, images: Sequence[Image] | npt.NDArray[np.uint8]
 ) -> Section:
+    manifest = manifest.model_copy(update={"head": "logits"})  # as both engines answer before the head is put on
     shown = [*job.data.calibration, *(image for image, _ in job.data.validation)] if manifest.preparation else list(images)
     strips = strips_of(shown[:: -(-len(shown) // 256)])
     allowed = min(1.0, max(FLIPPED, job.options.max_drop / 100.0))

@@ -95,4 +95,8 @@ def _shown(faults: list[str]) -> str:
 
 def _suggestion(state: StateDict) -> str:
     fitting = fitting_architectures(state)
-    return f"it would fit --arch {' or '.join(fitting)}" if fitting else f"it fits none of {', '.join(ARCHITECTURES)}"
+    return (
+        f"it would fit --arch {' or '.join(fitting)}"
+        if fitting
+        else f"it fits none of {', '.join(name for name, known in ARCHITECTURES.items() if known.build)}"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import json
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -88,7 +90,21 @@ def archive_names(path: Path) -> list[str]:
         )
     if any(member.flag_bits & 1 for member in members):
         raise ExportError(f"{path}: an archive with a password; unpack it first")
+    _require_whole(path, members)
     return [member.filename for member in members]
+
+
+def _require_whole(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """torch does not look at an archive's checksums: a flipped bit would be loaded as a weight. It may write none (0)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in members:
+                if member.CRC and not member.is_dir():
+                    with archive.open(member) as content:
+                        while content.read(1 << 20):
+                            pass  # the reader compares the checksum at the end
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError, OSError) as error:
+        raise ExportError(f"{path}: damaged inside ({error}); copy it again") from error
 
 
 def _of_folder(path: Path) -> FileKind:

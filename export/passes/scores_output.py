@@ -67,8 +67,8 @@ def without_final(model: onnx.ModelProto, activation: Activation) -> onnx.ModelP
     found, node = final_activation(model), _ending(model.graph)
     if found not in (None, activation) and node is not None:
         raise ExportError(
-            f"the graph ends in {label(node)}, expected a {activation} or nothing: its scores mean something else "
-            f"(--activation {found})"
+            f"the graph ends in {label(node)}, expected a {activation} or nothing: its scores mean something else; "
+            "take another --arch, or export the network without it"
         )
     return without_activation(model)
 

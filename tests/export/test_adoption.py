@@ -304,7 +304,7 @@ class Together(nn.Module):
 @pytest.mark.parametrize(("end", "expected"), [
     (Largest(), r"ends in node .*ArgMax.*no logits"),
     (Certain(), r"ends in node .*Greater.*no logits"),
-    (nn.Sigmoid(), r"ends in node .*Sigmoid.*expected a softmax or nothing.*--activation sigmoid"),
+    (nn.Sigmoid(), r"ends in node .*Sigmoid.*expected a softmax or nothing.*another --arch"),
     (nn.Softmax(2), r"Softmax\) over axis 2; expected the channels, axis 1"),
     (nn.Tanh(), r"ends in node .*Tanh.*no logits"),
     (Upscaled(), r"answers \[3, 8, 8\] to a tile of 16x16; expected scores per pixel"),

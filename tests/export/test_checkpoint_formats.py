@@ -565,3 +565,14 @@ def test_a_graph_has_no_state_dict(tmp_path: Path) -> None:
     save_onnx(classifier(), tmp_path / "net.onnx")
     with pytest.raises(ExportError, match=r"net\.onnx: holds an ONNX graph, expected weights of PyTorch"):
         load_network(read_checkpoint(tmp_path / "net.onnx"), find_architecture("steel-gate"))
+
+
+def test_a_bit_that_flipped_on_the_way_is_told_and_not_loaded_as_a_weight(tmp_path: Path) -> None:
+    path = tmp_path / "unet.pt"
+    torch.save(trained_unet().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    weights = max(zipfile.ZipFile(path).infolist(), key=lambda member: member.file_size)
+    content[weights.header_offset + 256 + weights.file_size // 2] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(ExportError, match=r"unet\.pt: damaged inside \(.*\); copy it again"):
+        read_checkpoint(path)

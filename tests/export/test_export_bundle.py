@@ -15,6 +15,7 @@ from small_checkpoints import CLASSES, gate_data, random_gate, segmenter_data, s
 
 from edge.bundle import Bundle, check_golden, open_bundle
 from edge.errors import BundleError, RustEdgeError
+from edge.scores import classify
 from edge.sessions.ort import OrtSession, OrtStreamingSession
 from export import bundle as bundle_module
 from export.bundle import Existing, check_target, share_weights
@@ -351,3 +352,18 @@ def test_golden_tiles_of_a_segmenter_stay_small(unet: Exported) -> None:
 
 def test_golden_tiles_of_a_gate_stay_small(gate: Exported) -> None:
     assert (gate.bundle.path / "golden.npz").stat().st_size < 100_000
+
+
+def test_an_engine_with_a_mask_head_gives_the_classes_of_the_one_with_logits(tmp_path: Path) -> None:
+    logits, mask = (
+        export_unet(tmp_path / head, precision="int8", max_drop=100.0, head=head).bundle for head in ("logits", "mask")
+    )
+    side = logits.manifest.input.tile_height
+    tile = np.pad(steel_image(7, 64, 80)[0], ((0, side - 64), (0, side - 80)), mode="wrap")[None, None]
+    with OrtSession(logits.model_path, threads=1) as session:
+        expected = classify(session.infer(tile)[0], "softmax")
+    with OrtSession(mask.model_path, threads=1) as session:
+        got = session.infer(tile)[0]
+    assert (got.dtype, mask.manifest.head) == (np.uint8, "mask")
+    np.testing.assert_array_equal(got[0], expected[0])
+    assert np.abs(got[1].astype(int) - expected[1]).max() <= 1
