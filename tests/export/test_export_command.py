@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -21,7 +19,6 @@ from foreign_networks import TILE, save_exported, save_onnx, save_torchscript, s
 
 from edge.bundle import open_bundle
 from edge.cli import main
-from export import bundle as bundle_module
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -232,33 +229,32 @@ def test_images_that_cannot_be_used_are_one_line_that_names_them(
     assert names(tmp_path) == ["images", "masks"]
 
 
+SIGNALLED = """
+import signal, sys
+from export import bundle
+real = bundle._verify
+def signalled(written, out):
+    print(*sorted(path.name for path in written.iterdir()))
+    signal.raise_signal(int(sys.argv[1]))
+    real(written, out)
+bundle._verify = signalled
+from edge.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_while_a_bundle_is_written_leaves_what_was_there(
-    number: signal.Signals,
-    code: int,
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals, code: int, folder: Path, tmp_path: Path
 ) -> None:
-    real, seen = bundle_module._verify, []
-
-    def signalled(written: Path, out: Path) -> None:
-        seen.append(names(written))
-        signal.raise_signal(number)
-        real(written, out)
-
-    monkeypatch.setattr(bundle_module, "_verify", signalled)
-    handler = signal.getsignal(number)
-    try:
-        left = export(folder, "gate.pt", *GATE, "--out", str(tmp_path / "new" / "gate"))
-    except SystemExit as leaving:
-        left = int(leaving.code or 0)
-    assert left == code
-    assert "manifest.yaml" in seen[0]
-    assert told(capsys) == "export: stopped before its end; nothing half-written is left"
+    # in a process of its own: a signal is the whole process's, and libraries that other tests load handle some themselves
+    call = arguments(folder, "gate.pt", *GATE, "--out", str(tmp_path / "new" / "gate"))
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), *call]
+    left = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert left.returncode == code
+    assert "manifest.yaml" in left.stdout
+    assert left.stderr == "rust-edge: export: stopped before its end; nothing half-written is left\n"
     assert names(tmp_path) == []
-    assert signal.getsignal(number) is handler
 
 
 KILLED = """
@@ -280,46 +276,50 @@ def test_what_a_killed_export_leaves_disturbs_nobody_and_is_cleared_by_the_next_
     assert names(tmp_path) == ["gate"]
 
 
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a disk that is full: writing on fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL = """
+import resource, sys
+from export import bundle
+real = bundle._write_files
+def write(*parts):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    real(*parts)  # as on a disk that is full: writing on fails
+bundle._write_files = write
+from edge.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 
 
-@pytest.mark.parametrize("size", [0, 1000, 20_000])
-def test_a_disk_that_is_full_halfway_keeps_the_old_bundle(
-    size: int, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_full_halfway_keeps_the_old_bundle(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "gate"
     assert export(folder, "gate.pt", *GATE, "--out", str(out)) == 0
     before = open_bundle(out).sha256
-    real = bundle_module._write_files
-
-    def write(*parts: object) -> None:
-        with files_of_at_most(size):
-            real(*parts)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(bundle_module, "_write_files", write)
-    capsys.readouterr()
-    assert export(folder, "gate.pt", *GATE, "--recall", "0.5", "--out", str(out), "--force") == 1
-    assert told(capsys) == f"{out}: cannot be written (File too large); make room or name another folder"
-    assert names(tmp_path) == ["gate"]
-    assert open_bundle(out).sha256 == before
+    for size in (0, 20_000):
+        call = arguments(folder, "gate.pt", *GATE, "--recall", "0.5", "--out", str(out), "--force")
+        command = [sys.executable, "-c", FULL, str(size), *call]
+        full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+        assert full.returncode == 1
+        assert full.stderr == f"rust-edge: {out}: cannot be written (File too large); make room or name another folder\n"
+        assert names(tmp_path) == ["gate"]
+        assert open_bundle(out).sha256 == before
 
 
-def test_a_full_folder_for_temporary_files_is_named(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with files_of_at_most(1000):
-        assert export(folder, "gate.pt", *GATE, "--out", str(tmp_path / "out")) == 1
-    assert told(capsys) == f"{tmp_path}: cannot be written (File too large); make room, or name another folder (TMPDIR)"
-    assert names(tmp_path) == []
+SMALL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from edge.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_folder_for_temporary_files_is_named(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-B", "-c", SMALL, *arguments(folder, "gate.pt", *GATE, "--out", str(tmp_path / "out"))]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    full = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert full.returncode == 1
+    assert full.stderr == (
+        f"rust-edge: {tmp_path}: cannot be written (File too large); make room, or name another folder (TMPDIR)\n"
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_shipped_files_are_no_quantized_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
