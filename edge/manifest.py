@@ -60,9 +60,14 @@ class StreamState(Part):
 
 
 class Streaming(Part):
-    """Of `stream.onnx`: how far the scores trail the newest line, and what is carried."""
+    """Of `stream.onnx`: how far the scores trail the newest line, and what is carried.
+
+    lag_lines: in lines of the engine's input, a multiple of `cell`.
+    cell: input lines and columns per row and column of the scores; 1: of every pixel.
+    """
 
     lag_lines: int = Field(ge=0)
+    cell: int = Field(1, ge=1)
     states: tuple[StreamState, ...]
 
 
@@ -106,6 +111,8 @@ class Manifest(Part):
         in steps of 1/255.
     pixel_threshold: sigmoid segmenters: a class is there from this probability on.
     whole_tile: why a segmenter runs on tiles alone: the node that looks at all of a tile. None: it can also run dense.
+    cell: None: a classifier has one answer for a whole tile, (n, channels). A number: one for every cell of so many input
+        pixels, (n, channels, h / cell, w / cell), for images of any size: a gate that runs line-streaming.
     stride: input pixels per pixel of the deepest tensor; crops and chunks are multiples of it.
     radius: receptive radius in input pixels, measured on the graph by perturbation.
     halo: margin that crops of the cascade need, a multiple of the stride.
@@ -122,6 +129,7 @@ class Manifest(Part):
     strip_tile: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     pixel_threshold: Fraction = 0.5
     whole_tile: str | None = None
+    cell: Annotated[int, Field(ge=1)] | None = None
     stride: int = Field(ge=1)
     radius: int = Field(ge=0)
     halo: int = Field(ge=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -15,11 +16,24 @@ Scores = npt.NDArray[np.float32]
 with a mask head gives uint8 (n, 2, h, w) instead, class index and its probability in steps of 1/255."""
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What integer scores stand for: a score q is the logit (q - zero) * size."""
+
+    size: float
+    zero: int
+
+
 @runtime_checkable
 class Session(Protocol):
-    """One engine, ready to infer. Rows of a batch do not depend on each other nor on the batch's size, bit for bit."""
+    """One engine, ready to infer. Rows of a batch do not depend on each other nor on the batch's size, bit for bit.
+
+    steps: of a session that was asked for the integers which its engine computes, uint8 scores; None: scores are as the
+    engine's output declares them.
+    """
 
     backend: str
+    steps: Steps | None
 
     def infer(self, batch: Batch) -> Scores:
         """Scores of a batch. The array may be reused by the next call: copy what must live longer."""
@@ -35,14 +49,16 @@ class StreamingSession(Protocol):
     """A streaming engine at one width and chunk height: every step takes the next lines and gives finished rows.
 
     Row 0 of step k's scores is strip row `k * chunk_lines - lag_lines`, counted from the first line fed after `reset`.
+    steps: as of `Session`.
     """
 
     backend: str
+    steps: Steps | None
     chunk_lines: int
     lag_lines: int
 
     def step(self, chunk: Batch) -> Scores:
-        """chunk (1, 1, chunk_lines, width) -> scores (1, classes, chunk_lines, width)."""
+        """chunk (1, 1, chunk_lines, width) -> scores (1, channels, chunk_lines / cell, width / cell)."""
         ...
 
     def reset(self) -> None:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from edge.errors import SessionError
 from edge.manifest import Streaming
-from edge.sessions import Batch, Scores
+from edge.sessions import Batch, Scores, Steps
 from edge.sessions.ort_rewrite import rest_values, rewrite_for_cpu
 
 _PROVIDERS = ["CPUExecutionProvider"]
@@ -36,6 +36,7 @@ class OrtSession:
     """
 
     backend = "ort"
+    steps: Steps | None = None
 
     def __init__(self, engine: bytes | Path, threads: int = 0) -> None:
         self._where, self._session = _open(engine, threads)
@@ -91,6 +92,7 @@ class OrtStreamingSession:
     """
 
     backend = "ort"
+    steps: Steps | None = None
 
     def __init__(self, engine: bytes | Path, streaming: Streaming, width: int, chunk_lines: int, threads: int = 0) -> None:
         self.chunk_lines, self.lag_lines = chunk_lines, streaming.lag_lines

@@ -13,7 +13,7 @@ import onnx
 
 from edge.errors import SessionError
 from edge.manifest import Streaming
-from edge.sessions import Batch, Scores
+from edge.sessions import Batch, Scores, Steps
 from edge.sessions.ov_rewrite import rewrite_for_openvino
 
 try:
@@ -68,6 +68,7 @@ class OvSession:
     """
 
     backend = "openvino"
+    steps: Steps | None = None
 
     def __init__(
         self, engine: bytes | Path, threads: int = 0, *, precision: FloatPrecision = "f32", cache: Path | None = None
@@ -144,6 +145,7 @@ class OvStreamingSession:
     """
 
     backend = "openvino"
+    steps: Steps | None = None
 
     def __init__(
         self,
