@@ -12,12 +12,12 @@ import onnx
 
 from edge.errors import SessionError
 from edge.manifest import Manifest
+from edge.pages.page import Section
 from edge.sessions import Batch, Session
 from edge.sessions.ort import OrtSession
 from export.cost import count_flops
 from export.defect_comparison import FLIPPED, compare_defects, inspection_of, strips_of
 from export.job import COMPARED, Job
-from export.report import Section
 from export.report_sections import FLOAT, Measured
 from export.samples import Image
 from export.sensitivity import Quantization

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edge.manifest import Manifest
+from edge.pages.page import Fact, Section, Value
+from edge.pages.plots import Bars, Histogram, Plot, Series, Steps, short
 from export.halo import HaloMeasurement
 from export.parity import HISTOGRAM_EDGES, Parity
 from export.passes.streaming import StreamedModel
-from export.plots import Bars, Histogram, Plot, Series, Steps, short
 from export.quality import ClassifierQuality, SegmenterQuality
-from export.report import Fact, Report, Section, Value
+from export.report import Report
 from export.sensitivity import Quantization
 
 FLOAT = "FP32"

@@ -6,9 +6,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from export.plots import Bars, Series
+from edge.pages.page import Fact, Section
+from edge.pages.plots import Bars, Series
 from export.quality import WorstImage
-from export.report import Fact, Report, Section, format_text, render_html, render_json
+from export.report import Report, format_text, render_html, render_json
 
 PLOT = Bars("Size & speed", "of <model>", "MB", ("model.onnx",), (Series("FP32", (3.0,)), Series("INT8", (float("nan"),))))
 REPORT = Report(

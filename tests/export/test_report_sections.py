@@ -13,12 +13,13 @@ from calibration.thresholds import ThresholdSearch
 from edge.bundle import open_bundle
 from edge.evaluation import Confusion, classifier_figures
 from edge.manifest import GateThreshold, HaloShare, Manifest
+from edge.pages.page import Section
+from edge.pages.plots import Bars, Histogram, Steps
 from export.halo import HaloMeasurement
 from export.parity import compare_scores
 from export.passes.streaming import stream
-from export.plots import Bars, Histogram, Steps
 from export.quality import ClassifierQuality, SegmenterQuality, WorstImage
-from export.report import Report, Section, render_html, render_json
+from export.report import Report, render_html, render_json
 from export.report_sections import EPOCHS_SHOWN, Measured, classifier_report, segmenter_report
 from export.sensitivity import Quantization
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from export.plots import WIDTH, Bars, Histogram, Plot, Series, Steps, describe, numbers, render, ticks
+from edge.pages.plots import WIDTH, Bars, Histogram, Plot, Series, Steps, describe, numbers, render, ticks
 
 NAN = float("nan")
 PAIR = Bars(
