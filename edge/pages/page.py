@@ -38,7 +38,8 @@ text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--ink)}
 .t{fill:var(--soft)}.v{font-size:11px;font-variant-numeric:tabular-nums;fill:var(--soft)}.r{font-weight:600}.b{font-weight:700;fill:var(--ink)}
 .e{text-anchor:end}.m{text-anchor:middle}.s0{fill:var(--s0)}.s1{fill:var(--s1)}.s2{fill:var(--s2)}.s3{fill:var(--s3)}.lt{fill:var(--bad)}
 .g{stroke:var(--line);stroke-width:.7}.ax{stroke:var(--soft);stroke-width:1}.ln{fill:none;stroke:var(--s1);stroke-width:1.5;opacity:.6}
-.lim{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}
+.c0,.c1,.c2,.c3{fill:none;stroke-width:2;stroke-linejoin:round}.c0{stroke:var(--s0)}.c1{stroke:var(--s1)}.c2{stroke:var(--s2)}
+.c3{stroke:var(--s3)}.lim{stroke:var(--bad);stroke-width:1.5;stroke-dasharray:4 3}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.4rem 0}
 td,th{border-bottom:1px solid var(--line);padding:.22rem .9rem .22rem 0;text-align:left;vertical-align:top;white-space:nowrap}
 th{font-size:.85rem;color:var(--soft);font-weight:500}td:first-child{white-space:normal}td.w{white-space:normal}

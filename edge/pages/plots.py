@@ -1,6 +1,6 @@
 """Plots of a report, as SVG inside its page.
 
-Drawn here rather than by matplotlib: three kinds are all there is, each some 3 kB where matplotlib's are 10 to 25 kB of a file
+Drawn here rather than by matplotlib: four kinds are all there is, each some 3 kB where matplotlib's are 10 to 25 kB of a file
 that is part of every bundle. And these take their colours from the page, so that one drawing serves light and dark screens and
 print; every mark says its value when pointed at, and every plot says itself in words for who cannot see it.
 """
@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 WIDTH = 560
 """Of a drawing, in its own units, as are all lengths here; the page stretches it."""
@@ -22,6 +23,7 @@ _LETTER = 6.9
 """Mean width of a letter of 12 units in a sans-serif font: enough to keep labels apart, not to set type."""
 _SHADES = 4
 """Colours that the page has for series."""
+_PLACES_NAMED = 8
 _LONGEST = 26
 """Letters of a label; longer ones lose their middle."""
 
@@ -87,7 +89,32 @@ class Histogram:
         _check_lengths(self.title, self.edges[1:], self.series)
 
 
-Plot = Bars | Steps | Histogram
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Values over a quantity, a curve for each series, the first of them the reference; nan leaves a gap.
+
+    places: of the quantity, rising; quantity: its name and unit, `load, % of capacity`. scale: of the quantity; a
+    logarithmic one wants places above 0. limit: of the values.
+    """
+
+    title: str
+    note: str
+    quantity: str
+    unit: str
+    places: tuple[float, ...]
+    series: tuple[Series, ...]
+    scale: Literal["linear", "logarithmic"] = "linear"
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_lengths(self.title, self.places, self.series)
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.places)):
+            raise ValueError(f"{self.title}: got places {self.places}, expected rising ones")
+        if self.scale == "logarithmic" and self.places[0] <= 0:
+            raise ValueError(f"{self.title}: got place {self.places[0]}, expected above 0 on a logarithmic scale")
+
+
+Plot = Bars | Steps | Histogram | Curves
 
 
 def render(plot: Plot) -> str:
@@ -99,6 +126,8 @@ def render(plot: Plot) -> str:
             height, marks = _steps(plot)
         case Histogram():
             height, marks = _histogram(plot)
+        case Curves():
+            height, marks = _curves(plot)
     return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(describe(plot))}">{"".join(marks)}</svg>'
 
 
@@ -107,6 +136,10 @@ def describe(plot: Plot) -> str:
     if isinstance(plot, Steps):
         limit = "" if plot.limit is None else f", at most {short(plot.limit)} allowed"
         return f"{plot.title}{limit}: " + _in_words(plot.labels, (Series("", plot.values),), plot.unit)
+    if isinstance(plot, Curves):
+        limit = "" if plot.limit is None else f", at most {short(plot.limit)} allowed"
+        places = [f"at {short(place)}" for place in plot.places]
+        return f"{plot.title} by {plot.quantity}{limit}: " + _in_words(places, plot.series, plot.unit)
     labels = _bins(plot.edges) if isinstance(plot, Histogram) else plot.labels
     return f"{plot.title}: " + _in_words(labels, plot.series, "" if isinstance(plot, Histogram) else plot.unit)
 
@@ -119,6 +152,9 @@ def numbers(plot: Plot) -> dict[str, object]:
     if isinstance(plot, Histogram):
         edges = [_finite(edge) for edge in plot.edges]
         return {"unit": plot.unit, "edges": edges, "shares": {of.name: [_finite(v) for v in of.values] for of in plot.series}}
+    if isinstance(plot, Curves):
+        curves = {of.name or "value": [_finite(value) for value in of.values] for of in plot.series}
+        return {"quantity": plot.quantity, "unit": plot.unit, "places": list(plot.places), "limit": plot.limit, "curves": curves}
     rows = [
         {"label": label, **{of.name or "value": _finite(of.values[index]) for of in plot.series}}
         for index, label in enumerate(plot.labels)
@@ -240,6 +276,58 @@ def _histogram(plot: Histogram) -> tuple[float, list[str]]:
     marks.append(f'<line class="ax" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     marks.append(_text(plot.unit, (left + right) / 2, bottom + 32, "t m"))
     return bottom + 38, marks
+
+
+def _curves(plot: Curves) -> tuple[float, list[str]]:
+    top, left, right = _legend_height(plot.series) + 10, 52.0, WIDTH - 14.0
+    height = 170.0
+    bottom = top + height
+    span = _span([value for of in plot.series for value in of.values] + ([] if plot.limit is None else [plot.limit]))
+
+    def level(value: float) -> float:
+        return bottom - height * (value - span[0]) / (span[1] - span[0])
+
+    def position(place: float) -> float:
+        first, last, at = (math.log(p) if plot.scale == "logarithmic" else p for p in (plot.places[0], plot.places[-1], place))
+        return (left + right) / 2 if last == first else left + 8 + (right - left - 16) * (at - first) / (last - first)
+
+    marks = list(_legend(plot.series))
+    for tick in ticks(*span):
+        kind = "ax" if tick == 0 else "g"
+        marks.append(f'<line class="{kind}" x1="{left}" x2="{right}" y1="{level(tick):.1f}" y2="{level(tick):.1f}"/>')
+        marks.append(_text(short(tick), left - 6, level(tick) + 4, "t e"))
+    if plot.limit is not None:
+        y = level(plot.limit)
+        marks.append(f'<line class="lim" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(_text(f"allowed: {short(plot.limit)}", right, y - 4, "lt e"))
+    # a label for every place where they are few, else round ones: labels must not run into each other
+    few = plot.scale == "logarithmic" or len(plot.places) <= _PLACES_NAMED
+    taken = -math.inf
+    for place in plot.places if few else ticks(plot.places[0], plot.places[-1]):
+        x, name = position(place), short(place)
+        if x - _LETTER * len(name) / 2 > taken:
+            marks.append(_text(name, x, bottom + 15, "t m"))
+            taken = x + _LETTER * len(name) / 2 + 4
+    for row, of in enumerate(plot.series):
+        shade = _shade(row, len(plot.series))
+        for stretch in _unbroken(plot.places, of.values):
+            points = " ".join(f"{position(place):.1f},{level(value):.1f}" for place, value in stretch)
+            marks.append(f'<polyline class="c{shade[1:]}" points="{points}"/>')
+        for place, value in zip(plot.places, of.values, strict=True):
+            if math.isfinite(value):
+                told = html.escape(f"{of.name} at {short(place)}: {short(value)} {plot.unit}".strip())
+                at = f'cx="{position(place):.1f}" cy="{level(value):.1f}"'
+                marks.append(f'<circle class="{shade}" {at} r="3"><title>{told}</title></circle>')
+    marks.append(_text(plot.unit, 2, top - 2, "t"))
+    marks.append(_text(plot.quantity, (left + right) / 2, bottom + 31, "t m"))
+    return bottom + 38, marks
+
+
+def _unbroken(places: Sequence[float], values: Sequence[float]) -> Iterator[list[tuple[float, float]]]:
+    """Stretches of a curve between its gaps."""
+    for known, group in itertools.groupby(zip(places, values, strict=True), lambda point: math.isfinite(point[1])):
+        if known:
+            yield list(group)
 
 
 def _grid(span: tuple[float, float], scale: Callable[[float], float], top: float, bottom: float, unit: str) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge.pages.plots import WIDTH, Bars, Histogram, Plot, Series, Steps, describe, numbers, render, ticks
+from edge.pages.plots import WIDTH, Bars, Curves, Histogram, Plot, Series, Steps, describe, numbers, render, ticks
 
 NAN = float("nan")
 PAIR = Bars(
@@ -20,7 +20,16 @@ PAIR = Bars(
 )
 LOSSES = Steps("Loss", "by group", "points lost", ("all in INT8", "+ stem", "+ head"), (2.0, 1.0, 0.25), limit=0.5, chosen=2)
 SHARES = Histogram("Differences", "of scores", "difference", (0.0, 1e-3, 0.1, math.inf), (Series("INT8", (0.99, 0.01, 0.0)),))
-PLOTS: dict[str, Plot] = {"bars": PAIR, "steps": LOSSES, "histogram": SHARES}
+LATENCY = Curves(
+    "Latency",
+    "to a subscriber",
+    "load, %",
+    "ms",
+    (50.0, 80.0, 95.0),
+    (Series("p50", (10.0, 20.0, 30.0)), Series("p99", (40.0, NAN, 60.0))),
+    limit=80.0,
+)
+PLOTS: dict[str, Plot] = {"bars": PAIR, "steps": LOSSES, "histogram": SHARES, "curves": LATENCY}
 
 
 def marks(plot: Plot, kind: str) -> list[ElementTree.Element]:
@@ -169,3 +178,37 @@ def test_ticks_are_round_even_and_inside_with_zero_among_them(low, high):
     assert all(low - slack <= tick <= high + slack for tick in found)
     assert 0.0 in found
     assert 2 <= len(found) <= 12
+
+
+def points(plot: Plot) -> dict[str, tuple[float, float]]:
+    """x and y of each point of a curve, by what it says when pointed at."""
+    return {mark.find("title").text: (float(mark.get("cx")), float(mark.get("cy"))) for mark in marks(plot, "circle")}
+
+
+def test_a_curve_has_a_point_for_every_value_and_higher_values_lie_higher():
+    found = points(LATENCY)
+    assert set(found) == {f"p50 at {x}: {y} ms" for x, y in ((50, 10), (80, 20), (95, 30))} | {
+        "p99 at 50: 40 ms",
+        "p99 at 95: 60 ms",
+    }
+    (x50, low), (x80, high) = found["p50 at 50: 10 ms"], found["p50 at 80: 20 ms"]
+    assert high < low
+    assert (x80 - x50) / (found["p50 at 95: 30 ms"][0] - x50) == pytest.approx(30 / 45, abs=0.01)
+
+
+def test_a_missing_value_breaks_its_curve():
+    lines = [len(mark.get("points").split()) for mark in marks(LATENCY, "polyline")]
+    assert lines == [3, 1, 1]
+
+
+def test_doublings_stand_evenly_on_a_logarithmic_scale():
+    plot = Curves("c", "", "lines", "ms", (16.0, 32.0, 64.0), (Series("", (3.0, 2.0, 1.0)),), scale="logarithmic")
+    first, second, third = (x for x, _ in points(plot).values())
+    assert second - first == pytest.approx(third - second, abs=0.2)
+
+
+def test_places_out_of_order_are_refused():
+    with pytest.raises(ValueError, match="expected rising ones"):
+        Curves("c", "", "x", "y", (2.0, 1.0), (Series("", (1.0, 1.0)),))
+    with pytest.raises(ValueError, match="expected above 0"):
+        Curves("c", "", "x", "y", (0.0, 1.0), (Series("", (1.0, 1.0)),), scale="logarithmic")
