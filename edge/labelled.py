@@ -135,7 +135,11 @@ def read_mask(path: Path, size: tuple[int, int], class_count: int) -> npt.NDArra
 
     size: lines and columns of its image. Raises ImageError naming the file.
     """
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    mask = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
     if mask is None:
         raise ImageError(f"{path}: cannot be read; expected a mask of one channel, 8 bits")
     if mask.ndim == 3:

@@ -45,7 +45,7 @@ def read_image(path: Path) -> Lines:
         size = size_of(data)
         check_whole(data)
         name = format_of(data).name
-        pixels = _decoded(path, name, size)
+        pixels = _decoded(data, name, size)
         if pixels.shape[:2] != (size.lines, size.columns):
             got = f"{pixels.shape[1]} x {pixels.shape[0]}"
             raise ImageError(f"damaged: decodes to {got} pixels, its header says {size.columns} x {size.lines}")
@@ -72,9 +72,10 @@ def grey_lines(pixels: Pixels) -> Lines:
     return np.asarray(pixels, np.uint8)
 
 
-def _decoded(path: Path, name: str, size: ImageSize) -> Pixels:
+def _decoded(data: mmap.mmap, name: str, size: ImageSize) -> Pixels:
     try:
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        # from memory: OpenCV cannot take the name of every file, those that are not UTF-8 end the process
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(
             f"{name} of {size.columns} x {size.lines} pixels cannot be decoded: {_limits(size, str(error))}"

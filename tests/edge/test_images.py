@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -236,3 +237,10 @@ def test_a_missing_file_and_a_folder_are_errors_with_their_names(tmp_path: Path)
 def test_real_images_of_steel_are_read(shared_data: Path) -> None:
     images = sorted((shared_data / "neu_seg" / "train" / "images").iterdir())[:20]
     assert {read_image(image).shape for image in images} == {(200, 200)}
+
+
+def test_a_file_whose_name_is_not_utf_8_is_read_like_any_other(tmp_path):
+    path = tmp_path / "plain.png"
+    cv2.imwrite(str(path), np.arange(12, dtype=np.uint8).reshape(3, 4))
+    other = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/coil \xff\xe9.png"))
+    assert np.array_equal(read_image(Path(other)), np.arange(12, dtype=np.uint8).reshape(3, 4))
