@@ -279,7 +279,7 @@ def _histogram(plot: Histogram) -> tuple[float, list[str]]:
 
 
 def _curves(plot: Curves) -> tuple[float, list[str]]:
-    top, left, right = _legend_height(plot.series) + 10, 52.0, WIDTH - 14.0
+    top, left, right = _legend_height(plot.series) + 26, 52.0, WIDTH - 14.0
     height = 170.0
     bottom = top + height
     span = _span([value for of in plot.series for value in of.values] + ([] if plot.limit is None else [plot.limit]))
@@ -318,7 +318,7 @@ def _curves(plot: Curves) -> tuple[float, list[str]]:
                 told = html.escape(f"{of.name} at {short(place)}: {short(value)} {plot.unit}".strip())
                 at = f'cx="{position(place):.1f}" cy="{level(value):.1f}"'
                 marks.append(f'<circle class="{shade}" {at} r="3"><title>{told}</title></circle>')
-    marks.append(_text(plot.unit, 2, top - 2, "t"))
+    marks.append(_text(plot.unit, 2, top - 14, "t"))
     marks.append(_text(plot.quantity, (left + right) / 2, bottom + 31, "t m"))
     return bottom + 38, marks
 
