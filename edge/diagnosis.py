@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge import __version__
-from edge.bundle import check_golden, open_bundle, shipped_bundles
-from edge.config import Mqtt, SimulatedDefects, parse_config
-from edge.errors import RustEdgeError
+from edge import __version__, machine
+from edge.bundle import open_bundle, shipped_bundles
+from edge.config import Mqtt, SessionOptions, SimulatedDefects, parse_config
+from edge.errors import RustEdgeError, SessionError
 
 DISTRIBUTION = "rust-edge"
-_OTHER_BACKENDS = {"openvino": "openvino", "tensorrt": "tensorrt"}  # module -> name; ONNX Runtime is a dependency
-_MEASURED_WIDTH = 4096
+_MEASURED_WIDTH, _PORTION_LINES = 4096, 64
+_AS_SHIPPED = SessionOptions()
 
 
 class State(enum.Enum):
@@ -51,9 +51,9 @@ def software() -> Iterator[Finding]:
 
     providers = ", ".join(onnxruntime.get_available_providers())
     yield _ok("onnxruntime", f"{onnxruntime.__version__}, providers {providers}")
-    for module, name in _OTHER_BACKENDS.items():
-        there = importlib.util.find_spec(module) is not None
-        yield _ok(name, "installed") if there else Finding(name, State.ABSENT, "not installed", {})
+    yield _openvino()
+    there = importlib.util.find_spec("tensorrt") is not None
+    yield _ok("tensorrt", "installed") if there else Finding("tensorrt", State.ABSENT, "not installed", {})
     for extra, lacking in missing_of_extras().items():
         if lacking:
             told = f"lacks {', '.join(lacking)}: pip install '{DISTRIBUTION}[{extra}]'"
@@ -76,9 +76,9 @@ def missing_of_extras() -> dict[str, list[str]]:
 
 def hardware() -> Iterator[Finding]:
     """Cores, memory, GPU."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cores", State.OK, f"{cores} x {_processor()} ({platform.machine()})", {"cores": cores})
-    memory = _memory_mib()
+    cores = machine.cores()
+    yield Finding("cores", State.OK, f"{cores} x {machine.processor()} ({platform.machine()})", {"cores": cores})
+    memory = machine.memory_mib()
     if memory:
         total, available = memory
         figures = {"total_mib": float(total), "available_mib": float(available)}
@@ -121,47 +121,41 @@ def broker(host: str, port: int, timeout_s: float = 5.0) -> Finding:
     return Finding("broker", State.OK, f"{where} answers: {answers[0]}", {"milliseconds": round(milliseconds, 1)})
 
 
-def bundles() -> Iterator[Finding]:
-    """Every shipped bundle: its files' hashes, and its golden tiles on this box."""
-    from edge.sessions.ort import OrtSession
+def bundles(options: SessionOptions = _AS_SHIPPED) -> Iterator[Finding]:
+    """Every shipped bundle: its files' hashes, and its golden tiles on this box, on the backend that a station takes."""
+    from edge.backends import BundleEngines
 
     names = shipped_bundles()
     if not names:
         yield Finding("bundles", State.FAULT, "none is installed; expected shipped ones: install rust-edge again", {})
     for name in names:
         try:
-            bundle = open_bundle(name)
-            with OrtSession(bundle.model_path) as session:
-                answer = check_golden(bundle, session)
+            with BundleEngines(open_bundle(name), options) as engines:
+                answer, choice = engines.golden, engines.choice
         except RustEdgeError as error:
             yield Finding(f"bundle {name}", State.FAULT, str(error), {})
             continue
-        told = f"golden tiles answered as verified (largest difference {answer.max_difference:.2%} of the spread)"
+        told = f"golden tiles answered as verified (largest difference {answer.max_difference:.2%} of the spread) by {choice}"
         yield Finding(f"bundle {name}", State.OK, told, {"max_difference": answer.max_difference})
 
 
-def dense_speed(bundle: str, seconds: float) -> Finding:
+def dense_speed(bundle: str, seconds: float, options: SessionOptions = _AS_SHIPPED) -> Finding:
     """How fast a strip of 4096 px this box inspects densely with a bundle, measured for about so many seconds.
 
-    bundle: a shipped name or a path. Raises RustEdgeError where its engine cannot be used.
+    bundle: a shipped name or a path. options: how a station would run it. Raises RustEdgeError where its engine cannot be used.
     """
+    from edge.bench.dense_rate import measure_lines_per_s
     from edge.engines import Engines
     from edge.sources.steel_strip import SteelStrip
 
-    config = parse_config({"source": {"kind": "simulated"}, "bundle": bundle}, "rust-edge doctor")
-    lines = SteelStrip(_MEASURED_WIDTH, 1, SimulatedDefects(), config.scale).lines(0, 8 * config.chunk_lines)
+    station = parse_config({"source": {"kind": "simulated"}, "bundle": bundle}, "rust-edge doctor")
+    config = station.model_copy(update={"session": options})
+    lines = SteelStrip(_MEASURED_WIDTH, 1, SimulatedDefects(), config.scale).lines(0, 8 * _PORTION_LINES)
     with Engines(config, "rust-edge doctor") as engines:
-        segmenter = engines.segmenter(_MEASURED_WIDTH)
-        segmenter.start(0)
-        segmenter.push(lines)  # the first runs of a session set its memory up
-        pushed, begun = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - begun) < seconds or not pushed:
-            segmenter.push(lines[pushed % len(lines) :][: config.chunk_lines])
-            pushed += config.chunk_lines
-        name = engines.bundle.manifest.name
-    rate = pushed / elapsed
+        rate = measure_lines_per_s(engines.segmenter(_MEASURED_WIDTH), lines, _PORTION_LINES, seconds)
+        name, choice = engines.bundle.manifest.name, engines.choices[0]
     megapixels = rate * _MEASURED_WIDTH / 1e6
-    told = f"this box carries {_MEASURED_WIDTH} px at {rate:.0f} lines/s dense ({megapixels:.2f} MPix/s, {name})"
+    told = f"this box carries {_MEASURED_WIDTH} px at {rate:.0f} lines/s dense ({megapixels:.2f} MPix/s, {name} on {choice})"
     return Finding("speed", State.OK, told, {"lines_per_s": round(rate, 1), "megapixels_per_s": round(megapixels, 3)})
 
 
@@ -169,6 +163,15 @@ def broker_of(mqtt: Mqtt | None) -> tuple[str, int]:
     """Address of a station's broker; the default one for a station without."""
     where = mqtt or Mqtt()
     return where.host, where.port
+
+
+def _openvino() -> Finding:
+    try:
+        from edge.sessions.ov import device, version
+    except SessionError as error:
+        there = importlib.util.find_spec("openvino") is not None
+        return Finding("openvino", State.ABSENT, str(error) if there else "not installed", {})
+    return _ok("openvino", f"{version()} on {device()}")
 
 
 def _ok(part: str, told: str) -> Finding:
@@ -181,24 +184,6 @@ def _installed(distribution: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _processor() -> str:
-    try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        named = None
-    return named[1] if named else platform.processor() or "processor"
-
-
-def _memory_mib() -> tuple[int, int] | None:
-    """Total and available memory; None where the system does not tell."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    kibibytes = dict(re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", text, re.MULTILINE))
-    return int(kibibytes["MemTotal"]) // 1024, int(kibibytes["MemAvailable"]) // 1024
 
 
 def _gpu() -> Finding:

@@ -1,7 +1,8 @@
 """Engines that a device has built for itself, kept beside the bundle and used only where nothing of what they depend on differs.
 
-A bundle `steel-unet-int8` has its engines in `steel-unet-int8.engines`, outside the folder that its manifest vouches for. Each is
-named after its key's digest; a sidecar of the same name holds the key in the open, so that a rebuild can say what has changed.
+A bundle `steel-unet-int8` has its engines in `steel-unet-int8.engines`, outside the folder that its manifest vouches for, or in a
+folder that the station names. Each is called after its key's digest; a sidecar of the same name holds the key in the open, so
+that a rebuild can say what has changed.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 _NAMES = {
     "model_sha256": "the model",
-    "builder": "TensorRT",
-    "gpu": "GPU",
+    "builder": "library",
+    "device": "device",
     "compute": "compute capability",
     "precision": "precision",
     "profiles": "input shapes",
@@ -31,13 +32,14 @@ class EngineKey:
     """What an engine depends on; it is built again where any of it differs.
 
     model_sha256: of the ONNX file, and of the file that holds its weights where that is another.
-    builder: library and full version, `tensorrt 10.3.0.30`. gpu: name as the driver gives it. compute: capability, `8.7`.
+    builder: library and full version, `tensorrt 10.3.0.30`. device: GPU or processor, as the library names it.
+    compute: what that can, a GPU's capability `8.7`, a processor's `BF16 FP32 INT8`.
     profiles: shapes that it was built for, options: of the builder, both written out.
     """
 
     model_sha256: str
     builder: str
-    gpu: str
+    device: str
     compute: str
     precision: str
     profiles: tuple[str, ...]
@@ -64,8 +66,18 @@ def cache_path(bundle: Path, model: str, key: EngineKey) -> Path:
     >>> cache_path(Path("bundles/steel-unet"), "stream.onnx", key).parts[-2:]
     ('steel-unet.engines', 'stream-362be2f402d31531.engine')
     """
+    return engine_path(engines_beside(bundle), model, key)
+
+
+def engines_beside(bundle: Path) -> Path:
+    """The folder beside a bundle that holds its engines."""
     resolved = bundle.absolute()
-    return resolved.with_name(f"{resolved.name}.engines") / f"{Path(model).stem}-{key.digest[:16]}.engine"
+    return resolved.with_name(f"{resolved.name}.engines")
+
+
+def engine_path(folder: Path, model: str, key: EngineKey) -> Path:
+    """Where in a folder the engine of a bundle's file (`model.onnx`) is kept."""
+    return folder / f"{Path(model).stem}-{key.digest[:16]}.engine"
 
 
 def read_engine(path: Path, key: EngineKey) -> CachedEngine:
@@ -93,6 +105,37 @@ def write_engine(path: Path, content: bytes, key: EngineKey) -> None:
     _write(path, content)
     document = {"key": asdict(key), "sha256": hashlib.sha256(content).hexdigest()}
     _write(path.with_suffix(".json"), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def drop_outdated(folder: Path, key: EngineKey, most: int) -> list[str]:
+    """Remove what can no longer be used, and of the rest the oldest beyond `most`; why each was removed, for a log.
+
+    Engines of the key's library alone are looked at: those of another version of it or another device.
+    Raises OSError.
+    """
+    library = key.builder.split()[0]
+    fit: list[tuple[float, Path]] = []
+    removed: list[str] = []
+    for described in sorted(folder.glob("*.json")):
+        stored = _sidecar(described)
+        if stored is None or stored[0].builder.split()[:1] != [library]:
+            continue
+        same_device = {name: getattr(key, name) for name in ("builder", "device", "compute")}
+        if changes := _changes(stored[0], replace(stored[0], **same_device)):
+            _remove(described)
+            removed.append(f"{described.stem}: {changes}")
+        else:
+            fit.append((described.stat().st_mtime, described))
+    for _, described in sorted(fit)[: max(0, len(fit) - most)]:
+        _remove(described)
+        removed.append(f"{described.stem}: the oldest of more than {most}")
+    return removed
+
+
+def _remove(described: Path) -> None:
+    """An engine after its sidecar: without one it counts as none."""
+    described.unlink(missing_ok=True)
+    described.with_suffix(".engine").unlink(missing_ok=True)
 
 
 def _write(path: Path, content: bytes) -> None:

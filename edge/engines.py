@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from edge.bundle import Bundle, check_golden, open_bundle
-from edge.config import StationConfig
+from edge.backends import BundleEngines, Choice
+from edge.box import BoxKey, chunk_lines_for
+from edge.bundle import Bundle, open_bundle
+from edge.config import SessionOptions, StationConfig
+from edge.machine import cores
 from edge.manifest import Manifest
 from edge.pipeline import Pipeline
 from edge.preparation import Preparation
@@ -15,13 +19,15 @@ from edge.reporting import StripContext
 from edge.scores import Reading
 from edge.segmenters import Segmenter
 from edge.segmenters.cascade import CascadeSegmenter
+from edge.segmenters.gates import Gate
 from edge.segmenters.slabs import SlabSegmenter
 from edge.segmenters.streaming import StreamingSegmenter
+from edge.segmenters.streaming_gate import StreamingGate, gate_columns
+from edge.segmenters.tile_row_gate import TileRowGate
 from edge.segmenters.tiles import TileEngine, TileGate, TileSegmenter
 from edge.sessions import Session
-from edge.sessions.ort import OrtSession, OrtStreamingSession
 from edge.station import class_thresholds, require_sound
-from edge.tile_plan import tile_axes
+from edge.tile_plan import band_lines, gate_chunk_lines, tile_axes
 from edge.topics import topics_of
 from edge.tracking.filters import resolve_rules
 from edge.tracking.tracker import DefectTracker
@@ -75,12 +81,14 @@ def tile_engine(session: Session, manifest: Manifest, batch: int) -> TileEngine:
 class Engines:
     """Verified engines of one station. A context manager: opened once, closed when the daemon stops.
 
-    origin: names the station file, or the command, in errors.
+    origin: names the station file, or the command, in errors. opened_by: makes a bundle's engines; a bench listens in there.
     Raises BundleError, ConfigError, SessionError.
     """
 
-    def __init__(self, config: StationConfig, origin: str) -> None:
-        self._config = config
+    def __init__(
+        self, config: StationConfig, origin: str, opened_by: Callable[[Bundle, SessionOptions], BundleEngines] = BundleEngines
+    ) -> None:
+        self._config, self._open = config, opened_by
         self.bundle = open_bundle(config.bundle)
         self.gate = open_bundle(config.gate) if config.mode != "dense" and config.gate else None
         require_sound(config, self.bundle, self.gate, origin)
@@ -93,16 +101,19 @@ class Engines:
 
     def __enter__(self) -> Engines:
         with ExitStack() as opening:
-            self._tiles = opening.enter_context(OrtSession(self.bundle.model_path, self._config.session.threads))
-            check_golden(self.bundle, self._tiles)
+            self._engines = opening.enter_context(self._open(self.bundle, self._config.session))
             if self.gate:
-                self._gate_tiles = opening.enter_context(OrtSession(self.gate.model_path, self._config.session.threads))
-                check_golden(self.gate, self._gate_tiles)
+                self._gate_engines = opening.enter_context(self._open(self.gate, self._config.session))
             self._opened = opening.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._opened.close()
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What the bundle runs on, and the gate where there is one."""
+        return (self._engines.choice, self._gate_engines.choice) if self.gate else (self._engines.choice,)
 
     def segmenter(self, width: int) -> Segmenter:
         """The station's segmenter for strips of `width` columns."""
@@ -114,15 +125,12 @@ class Engines:
         halo, reading = dense_halo(self.bundle), reading_of(manifest, config.tiling.pixel_threshold)
         if config.dense == "streaming" and self.bundle.stream_path and manifest.streaming:
             columns = padded_columns(width, halo, manifest.stride)
-            stream = OrtStreamingSession(
-                self.bundle.stream_path, manifest.streaming, columns, config.chunk_lines, config.session.threads
-            )
-            session = self._opened.enter_context(stream)
+            session = self._engines.stream(columns, self.chunk_lines(width))
             return StreamingSegmenter(session, width=width, halo=halo, stride=manifest.stride, reading=reading)
         return SlabSegmenter(
-            self._tiles,
+            self._engines.tiles,
             width=width,
-            chunk_lines=config.chunk_lines,
+            chunk_lines=self.chunk_lines(width),
             halo=halo,
             stride=manifest.stride,
             reading=reading,
@@ -131,28 +139,44 @@ class Engines:
     def _cascade(self, gate: Bundle, width: int) -> CascadeSegmenter:
         config, manifest = self._config, self.bundle.manifest
         return CascadeSegmenter(
-            self._gate_tiles,
-            self._tiles,
+            self._gate_of_cascade(gate, width),
+            self._engines.tiles,
             width=width,
-            gate_input=gate.manifest.input,
-            gate_activation=gate.manifest.activation,
-            gate_head=gate.manifest.head,
             threshold=self._gate_threshold(gate),
+            band_lines=band_lines(config.tiling, gate.manifest),
             halo=manifest.halo if config.tiling.halo is None else config.tiling.halo,
             stride=manifest.stride,
             reading=reading_of(manifest, config.tiling.pixel_threshold),
             batch=config.tiling.batch,
         )
 
+    def _gate_of_cascade(self, gate: Bundle, width: int) -> Gate:
+        manifest, engines = gate.manifest, self._gate_engines
+        size, activation, head = manifest.input, manifest.activation, manifest.head
+        if manifest.cell is None:
+            return TileRowGate(engines.tiles, width=width, size=size, activation=activation, head=head)
+        halo = dense_halo(gate)
+        chunk = gate_chunk_lines(self.chunk_lines(width), band_lines(self._config.tiling, manifest), manifest)
+        return StreamingGate(
+            engines.stream(gate_columns(width, size.reduce, halo, manifest.stride), chunk),
+            width=width,
+            reduce=size.reduce,
+            cell=manifest.cell,
+            halo=halo,
+            stride=manifest.stride,
+            activation=activation,
+            head=head,
+        )
+
     def _tile_segmenter(self, width: int) -> TileSegmenter:
         tiling, manifest = self._config.tiling, self.bundle.manifest
         gate = None
         if self.gate is not None:
-            asked = tile_engine(self._gate_tiles, self.gate.manifest, tiling.batch)
+            asked = tile_engine(self._gate_engines.tiles, self.gate.manifest, tiling.batch)
             gate = TileGate(asked, self.gate.manifest.activation, self.gate.manifest.head, self._gate_threshold(self.gate))
         lines, columns = tile_axes(tiling, manifest)
         return TileSegmenter(
-            tile_engine(self._tiles, manifest, tiling.batch),
+            tile_engine(self._engines.tiles, manifest, tiling.batch),
             # where there is a gate the threshold of the file is the gate's
             reading_of(manifest, tiling.pixel_threshold, tiling.gate_threshold if gate is None else None),
             channels_of(manifest),
@@ -162,6 +186,15 @@ class Engines:
             merge=tiling.merge,
             gate=gate,
         )
+
+    def chunk_lines(self, width: int) -> int:
+        """Of the dense path; with `auto` what was measured on this box for strips of `width` columns."""
+        return chunk_lines_for(self._config.chunk_lines, self.box_key(width))
+
+    def box_key(self, width: int) -> BoxKey:
+        """What a chunk height of this station is kept by."""
+        choice = self._engines.choice
+        return BoxKey(self.bundle.sha256, choice.backend, width, choice.threads or cores())
 
     def _gate_threshold(self, gate: Bundle) -> float:
         if self._config.tiling.gate_threshold is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no development images at ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engines_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines that this box compiles are kept for one run of the tests, in every process that they start."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before

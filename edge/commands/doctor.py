@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge import diagnosis
 from edge.commands.arguments import add_overrides
-from edge.config import Outbox, load_config
+from edge.config import Outbox, SessionOptions, load_config
 from edge.diagnosis import Finding, State
 from edge.errors import RustEdgeError
 
@@ -54,13 +54,14 @@ def _examine(args: argparse.Namespace) -> int:
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
     config = load_config(args.config, args.overrides) if args.config else None
+    session = config.session if config else SessionOptions()
     host, port = diagnosis.broker_of(config.sinks.mqtt if config else None)
     yield from diagnosis.software()
     yield from diagnosis.hardware()
     yield diagnosis.disk((config.outbox if config else Outbox()).path.parent)
     yield diagnosis.broker(args.host or host, args.port or port)
-    yield from diagnosis.bundles()
+    yield from diagnosis.bundles(session)
     try:
-        yield diagnosis.dense_speed(args.bundle, args.seconds)
+        yield diagnosis.dense_speed(args.bundle, args.seconds, session)
     except RustEdgeError as error:
         yield Finding("speed", State.FAULT, f"not measured: {error}", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,9 @@ import onnxruntime as ort
 from edge.errors import SessionError
 from edge.manifest import Streaming
 from edge.sessions import Batch, Scores, Steps
+from edge.sessions.integer_scores import Answer, ScorePlanes, answering
 from edge.sessions.ort_rewrite import rest_values, rewrite_for_cpu
+from edge.sessions.ort_rows import states_with_channels_last
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _SCORES = ("tensor(float)", "tensor(uint8)")
@@ -29,7 +32,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 class OrtSession:
     """An engine for tiles of any batch size; implements `edge.sessions.Session`.
 
-    engine: path of the ONNX file, or its bytes. threads: of one inference; 0: one per core.
+    engine: path of the ONNX file, or its bytes. threads: of one inference; 0: one per core. answer: what it is asked for; `steps`
+    says whether it gives integers.
     Scores come in a buffer that the next call reuses.
     Raises SessionError where the file is broken or is not one uint8 image in, one tensor of scores out: float32, or uint8
     of a mask head.
@@ -38,8 +42,9 @@ class OrtSession:
     backend = "ort"
     steps: Steps | None = None
 
-    def __init__(self, engine: bytes | Path, threads: int = 0) -> None:
-        self._where, self._session = _open(engine, threads)
+    def __init__(self, engine: bytes | Path, threads: int = 0, *, answer: Answer = "scores") -> None:
+        self._where, self._session, self._planes = _open(engine, threads, answer)
+        self.steps = self._planes.steps
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
             raise SessionError(f"{self._where}: got inputs {_described(inputs)}, expected one uint8 image (n, c, h, w)")
@@ -71,10 +76,14 @@ class OrtSession:
         if scores is None:
             scores = binding.copy_outputs_to_cpu()[0]
             self._scores, self._shapes[batch.shape[1:]] = scores, scores.shape[1:]
-        return scores
+        return self._planes.of(scores)
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        """Nothing to compile: one session serves all shapes. Raises SessionError where such a batch does not fit."""
+        _check_fits(np.broadcast_to(np.uint8(0), shape), self._input, self._where)
 
     def _buffer(self, shape: tuple[int, ...]) -> Scores | None:
-        """Room for the scores of such a batch in the last buffer; None where it has to be made, or made larger."""
+        """Room for the answer to such a batch in the last buffer; None where it has to be made, or made larger."""
         row = self._shapes.get(shape[1:])
         if row is None or self._scores is None or self._scores.shape[1:] != row or len(self._scores) < shape[0]:
             return None
@@ -85,7 +94,8 @@ class OrtStreamingSession:
     """A streaming engine at one width and chunk height; implements `edge.sessions.StreamingSession`.
 
     engine: path of `stream.onnx`, or its bytes; streaming: its part of the manifest; width: columns of the strip, a multiple
-    of every state's stride, as chunk_lines is. threads: of one step; 0: one per core.
+    of every state's stride and of the cell, as chunk_lines is. threads: of one step; 0: one per core.
+    answer: as of `OrtSession`.
     The state lies in two sets of buffers: a step reads one and writes the other, nothing is copied between them. Scores come in
     a buffer that the next step reuses.
     Raises SessionError where the file is broken, is not the engine that `streaming` describes, or width or height do not fit.
@@ -94,18 +104,33 @@ class OrtStreamingSession:
     backend = "ort"
     steps: Steps | None = None
 
-    def __init__(self, engine: bytes | Path, streaming: Streaming, width: int, chunk_lines: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        engine: bytes | Path,
+        streaming: Streaming,
+        width: int,
+        chunk_lines: int,
+        threads: int = 0,
+        *,
+        answer: Answer = "scores",
+    ) -> None:
         self.chunk_lines, self.lag_lines = chunk_lines, streaming.lag_lines
-        self._where, self._session = _open(engine, threads)
+        self._where, self._session, self._planes = _open(engine, threads, answer, {state.output for state in streaming.states})
+        self.steps = self._planes.steps
         stride = max((state.stride for state in streaming.states), default=1)
+        stride = max(stride, streaming.cell)
         if width < stride or chunk_lines < stride or width % stride or chunk_lines % stride:
             raise SessionError(
                 f"{self._where}: got chunks of {chunk_lines} lines and {width} columns, expected multiples of {stride}"
             )
         image, scores = self._image_and_scores(streaming)
-        rests = rest_values(self._session.get_modelmeta().custom_metadata_map)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        rests, last = rest_values(metadata), states_with_channels_last(metadata)
         types = {i.name: _DTYPES[i.type] for i in self._session.get_inputs()}
-        shapes = {s.input: (1, s.channels, s.rows, width // s.stride) for s in streaming.states}
+        shapes: dict[str, tuple[int, ...]] = {
+            s.input: (1, s.rows, width // s.stride, s.channels) if s.input in last else (1, s.channels, s.rows, width // s.stride)
+            for s in streaming.states
+        }
         self._states = tuple({s.input: np.zeros(shapes[s.input], types[s.input]) for s in streaming.states} for _ in range(2))
         self._rests = {s.input: rests.get(s.input, 0) for s in streaming.states}
         self._chunk: Batch = np.zeros((1, 1, chunk_lines, width), np.uint8)
@@ -129,16 +154,16 @@ class OrtStreamingSession:
         del self._bindings, self._session
 
     def step(self, chunk: Batch) -> Scores:
-        """chunk (1, 1, chunk_lines, width) uint8 -> scores (1, classes, chunk_lines, width) float32, valid until the next step.
+        """chunk (1, 1, chunk_lines, width) uint8 -> scores (1, channels, chunk_lines / cell, width / cell) float32.
 
-        Raises SessionError.
+        They are valid until the next step. Raises SessionError.
         """
         if chunk.dtype != np.uint8 or chunk.shape != self._chunk.shape:
             raise SessionError(f"{self._where}: got a chunk {chunk.dtype} {chunk.shape}, expected uint8 {self._chunk.shape}")
         np.copyto(self._chunk, chunk)
         _run(self._session, self._bindings[self._turn], self._where)
         self._turn = 1 - self._turn
-        return self._scores
+        return self._planes.of(self._scores)
 
     def reset(self) -> None:
         """Forgets the lines fed so far: every state rests at 0.0."""
@@ -160,7 +185,7 @@ class OrtStreamingSession:
         return images.pop(), scores.pop()
 
     def _first_scores(self, streaming: Streaming, image: str, scores: str) -> Scores:
-        """The scores of one step from rest, whose array becomes the buffer: how many classes there are is the engine's to say."""
+        """The answer to one step from rest, whose array becomes the buffer: how many classes there are is the engine's to say."""
         binding = self._session.io_binding()
         _bind_input(binding, image, self._chunk)
         binding.bind_output(scores, "cpu")
@@ -170,16 +195,19 @@ class OrtStreamingSession:
             _bind_output(binding, state.output, after[state.input])
         _run(self._session, binding, self._where)
         first: Scores = np.array(binding.copy_outputs_to_cpu()[0])
-        if first.ndim != 4 or first.dtype not in (np.float32, np.uint8) or first.shape[2:] != self._chunk.shape[2:]:
+        size = tuple(side // streaming.cell for side in self._chunk.shape[2:])
+        if first.ndim != 4 or first.dtype not in (np.float32, np.uint8) or self._planes.shape(first.shape)[2:] != size:
             raise SessionError(
                 f"{self._where}: got scores {first.dtype} {first.shape} for a chunk {self._chunk.shape}, "
-                "expected float32 or uint8 at the chunk's size; export the bundle again"
+                f"expected float32 or uint8, {size[0]} x {size[1]} of them; export the bundle again"
             )
         return first
 
 
-def _open(engine: bytes | Path, threads: int) -> tuple[str, ort.InferenceSession]:
-    """What to call the engine in messages, and a session of it, rewritten for the CPU."""
+def _open(
+    engine: bytes | Path, threads: int, answer: Answer, states: Collection[str] = ()
+) -> tuple[str, ort.InferenceSession, ScorePlanes]:
+    """What to call the engine in messages, a session of it, rewritten for the CPU, and what reads its answer."""
     where = "engine" if isinstance(engine, bytes) else str(engine)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -195,7 +223,8 @@ def _open(engine: bytes | Path, threads: int) -> tuple[str, ort.InferenceSession
     try:
         # by its path, a file may keep its weights in the one beside it
         model = rewrite_for_cpu(onnx.load_model_from_string(engine) if isinstance(engine, bytes) else onnx.load(engine))
-        return where, ort.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+        model, planes = answering(model, answer, states)
+        return where, ort.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS), planes
     except OSError as error:
         raise SessionError(f"{where}: cannot be read: {error.strerror}; name a bundle that holds it") from error
     except Exception as error:  # protobuf's and ONNX Runtime's errors have no root in common but this one

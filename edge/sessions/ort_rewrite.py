@@ -16,6 +16,7 @@ stands the file is slower than the float one. The rewrite changes the representa
   them in one QLinearConv, whose channels are then spread over the pixels: the same sums.
 - MaxPool, nearest Resize and Concat between equal scales work on the integers; Add becomes QLinearAdd.
 - A quantized image whose int8 values are `pixel - 128` is the image itself with zero point 128: the normalisation goes away.
+- Earlier rows of a stream are joined and cut channels last (`edge.sessions.ort_rows`).
 - Height and width are freed where nothing in the graph pins them, so that one file serves tiles, slabs and chunks.
 
 Source: ONNX operators QLinearConv-10, QuantizeLinear-13; ONNX Runtime contrib operators com.microsoft QLinearAdd, QGemm;
@@ -34,6 +35,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from edge.sessions.integer_graph import IntegerGraph, move_integers, negative_integers, new_node, quantize_before_moving
+from edge.sessions.ort_rows import rows_channels_last
 
 REST_VALUE_KEY: Final = "rust-edge.rest-value."
 """Metadata key prefix: the integer that stands for 0.0 in a state input of the rewritten streaming engine."""
@@ -85,7 +87,7 @@ def _to_integers(model: onnx.ModelProto) -> None:
     for value in model.graph.input:
         if value.name in zero_points:
             model.metadata_props.add(key=REST_VALUE_KEY + value.name, value=str(zero_points[value.name]))
-    graph.put_into(model, nodes)
+    graph.put_into(model, rows_channels_last(graph, model, nodes, zero_points))
     if not any(opset.domain == _CONTRIB for opset in model.opset_import):
         model.opset_import.append(helper.make_opsetid(_CONTRIB, 1))
 

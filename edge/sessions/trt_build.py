@@ -137,7 +137,7 @@ def engine_key(
     return EngineKey(
         model_sha256=parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest(),
         builder=f"{trt.__name__.removesuffix('_bindings')} {trt.__version__}",
-        gpu=gpu.name,
+        device=gpu.name,
         compute=gpu.compute,
         precision=bundle.manifest.precision,
         profiles=tuple(_written_out(profile) for profile in profiles),

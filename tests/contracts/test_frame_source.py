@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from edge import config
+from edge.bench.strip_source import StripSource
 from edge.frame import FrameSource
 from edge.sources import open_source
 
@@ -18,12 +19,14 @@ LINES, WIDTH = 150, 96
 Opener = Callable[[int], FrameSource]
 
 
-@pytest.fixture(params=["folder", "simulated"])
+@pytest.fixture(params=["folder", "simulated", "bench strip"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens a source of 150 lines of 96 columns that hands out frames of that many lines."""
     if request.param == "simulated":
         return lambda frame_lines: open_source(config.SimulatedSource(width=WIDTH, lines=LINES, seed=5, frame_lines=frame_lines))
     grey = np.random.default_rng(0).integers(0, 256, (LINES, WIDTH), np.uint8)
+    if request.param == "bench strip":
+        return lambda frame_lines: StripSource(grey[:100], frame_lines, None, lines=LINES)
     for name, (start, stop) in {"a": (0, 37), "b": (37, 38), "c": (38, 150)}.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), grey[start:stop])
     return lambda frame_lines: open_source(config.FolderSource(path=tmp_path, frame_lines=frame_lines))

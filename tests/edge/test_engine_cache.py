@@ -18,7 +18,7 @@ from edge.engine_cache import EngineKey, cache_path, read_engine, write_engine
 KEY = EngineKey(
     model_sha256="a" * 64,
     builder="tensorrt 10.3.0.30",
-    gpu="Orin",
+    device="Orin",
     compute="8.7",
     precision="int8",
     profiles=("image 1x1x448x448", "image 4x1x448x448"),
@@ -26,8 +26,8 @@ KEY = EngineKey(
 )
 OTHERS = {
     "model_sha256": ("b" * 64, "the model: aaaaaaaaaaaa..., now bbbbbbbbbbbb..."),
-    "builder": ("tensorrt 10.3.0.31", "TensorRT: tensorrt 10.3.0.30, now tensorrt 10.3.0.31"),
-    "gpu": ("Thor", "GPU: Orin, now Thor"),
+    "builder": ("tensorrt 10.3.0.31", "library: tensorrt 10.3.0.30, now tensorrt 10.3.0.31"),
+    "device": ("Thor", "device: Orin, now Thor"),
     "compute": ("8.6", "compute capability: 8.7, now 8.6"),
     "precision": ("fp16", "precision: int8, now fp16"),
     "profiles": (("image 1x1x448x448", "image 2x1x448x448"), "input shapes: image 4x1x448x448, now image 2x1x448x448"),
@@ -66,7 +66,7 @@ def test_another_part_is_another_engine_and_is_named(tmp_path, part):
 
 
 def test_the_nearest_of_several_engines_tells_what_has_changed(tmp_path):
-    far = dataclasses.replace(KEY, gpu="Thor", compute="11.0", builder="tensorrt 10.13.3.9")
+    far = dataclasses.replace(KEY, device="Thor", compute="11.0", builder="tensorrt 10.13.3.9")
     for key in (far, KEY):
         write_engine(cache_path(tmp_path / "unet", "model.onnx", key), b"engine", key)
     wanted = dataclasses.replace(KEY, precision="fp32")
@@ -82,12 +82,12 @@ def test_an_empty_cache_says_so(tmp_path):
 
 def test_an_engine_under_a_name_that_is_not_its_keys_is_not_used(tmp_path):
     """Copied from another box, or two keys of the same first digits."""
-    other = dataclasses.replace(KEY, gpu="Thor")
+    other = dataclasses.replace(KEY, device="Thor")
     path = cache_path(tmp_path / "unet", "model.onnx", KEY)
     write_engine(path, b"engine", other)
     found = read_engine(path, KEY)
     assert found.content is None
-    assert found.reason == f"{path.name} was built otherwise: GPU: Thor, now Orin"
+    assert found.reason == f"{path.name} was built otherwise: device: Thor, now Orin"
 
 
 @pytest.mark.parametrize("content", [b"engin", b"", b"Engine"])

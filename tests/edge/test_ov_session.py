@@ -23,6 +23,7 @@ from export.quantize import quantize, tensors_to_observe
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
+from edge.sessions import ov_rewrite
 from edge.sessions.ov import OvSession, OvStreamingSession
 
 
@@ -433,3 +434,33 @@ def test_a_foreign_file_that_is_uint8_already_is_left_as_it_is():
     """Its 255 steps are its own: cut at 127 it would answer otherwise."""
     foreign = rewrite_for_openvino(int8(adding_unet()))
     assert rewrite_for_openvino(foreign) is foreign
+
+
+def narrowing_net(signed: bool) -> onnx.ModelProto:
+    """A 1x1 convolution of stride 2 beside a 3x3 one, as where a residual network halves its size."""
+    b = EngineBuilder(seed=8)
+    x = b.conv(b.image(), 16, "stem", relu=not signed)
+    weight = np.random.default_rng(8).normal(0.0, 0.35, (16, 16, 1, 1)).astype(np.float32)
+    constants = [b.constant("short.weight", weight), b.constant("short.bias", np.zeros(16, np.float32))]
+    short = b.node("Conv", [x, *constants], "short", kernel_shape=[1, 1], strides=[2, 2])
+    added = b.add(b.conv(x, 16, "long", stride=2), b.keep(b.node("Relu", [short], "short_relu"), 16), "sum")
+    b.node("Identity", [b.conv(added, 3, "head", kernel=1, relu=False)], "answer", "scores")
+    return b.model(32, 48, ["n", 3, 16, 24])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_strided_1x1_convolution_has_its_pixels_picked_and_gives_onnx_runtime_s_scores(signed):
+    model = int8(narrowing_net(signed))
+    picked = rewrite_for_openvino(model)
+    (pool,) = [node for node in picked.graph.node if node.op_type == "MaxPool"]
+    assert {a.name: list(a.ints) for a in pool.attribute} == {"kernel_shape": [1, 1], "strides": [2, 2]}
+    (short,) = [node for node in picked.graph.node if node.name == "short"]
+    assert not [a for a in short.attribute if a.name == "strides"]
+    assert shares_of_spread(model, images(5, 32, 48, seed=3)).max() < 1e-5
+
+
+def test_picking_pixels_before_a_strided_1x1_convolution_changes_no_bit(monkeypatch):
+    model, tiles = int8(narrowing_net(signed=False)).SerializeToString(), images(5, 32, 48, seed=3)
+    picked = scores_of(OvSession(model, 1), tiles)
+    monkeypatch.setattr(ov_rewrite, "_pick_before_pointwise", lambda graph: None)
+    np.testing.assert_array_equal(scores_of(OvSession(model, 1), tiles), picked)

@@ -154,9 +154,9 @@ def test_an_engine_is_built_once_and_kept_beside_the_bundle(trt, bundle):
 
 
 CHANGES = {
-    "GPU: Orin, now Thor": {"gpu": Gpu("Thor", "8.7")},
+    "device: Orin, now Thor": {"gpu": Gpu("Thor", "8.7")},
     "compute capability: 8.7, now 11.0": {"gpu": Gpu("Orin", "11.0")},
-    "TensorRT: tensorrt 10.3.0.30, now tensorrt 10.13.3.9": {"trt": tensorrt("10.13.3.9")},
+    "library: tensorrt 10.3.0.30, now tensorrt 10.13.3.9": {"trt": tensorrt("10.13.3.9")},
     "input shapes: image 4x1x128x128, image 8x1x128x128, image 16x1x128x128, now without it": {"profiles": TILES[:1]},
     "builder options: optimization_level=3, now optimization_level=5": {"options": BuildOptions(optimization_level=5)},
 }

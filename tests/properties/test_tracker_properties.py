@@ -90,7 +90,7 @@ def feed(tracker: DefectTracker, strip: Strip, stop: int, portions: list[int]):
         here = slice(tracker.line, min(stop, tracker.line + portions[turn % len(portions)]))
         scores = np.array([0.25, 0.5, 0.75], np.float32)
         rows = MaskRows(here.start, strip.mask[here], strip.confidence[here], gate_scores=scores, tile_columns=16)
-        yield from tracker.push(rows, strip.lines[here])
+        yield from tracker.push(rows, lambda start, stop: strip.lines[start:stop])
         turn += 1
 
 
