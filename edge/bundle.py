@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from edge.errors import BundleError
 from edge.manifest import FORMAT_VERSION, Manifest
+from edge.scores import float_scores
 from edge.sessions import Session
 
 MANIFEST = "manifest.yaml"
@@ -24,6 +25,10 @@ SHIPPED = Path(__file__).parent / "bundles"
 
 SCORE_TOLERANCE = 0.01
 """Share of the scores' spread by which a score may differ: what kernels of another shape or processor do (docs: promise 1)."""
+
+LEAST_SPREAD = 127
+"""Steps that the spread of scores in integers counts as at least, half of what they can be: then one step more or less, of which
+there are 15 in 1,000 between ONNX Runtime and OpenVINO, is within the tolerance also where all golden tiles are clean steel."""
 
 OUTLIERS = {"fp32": 0.0, "fp16": 0.001, "int8": 0.001}
 """Share of scores that may differ by more. A value at the border between two integer steps may round either way on another
@@ -37,8 +42,8 @@ class Golden:
 
     patches: (n, h, w) uint8; a tile is its patch reflected to the engine's input size, down and to the right.
     scores: (n, channels, rows, columns) of a segmenter, every `step`-th row and column of the patch; (n, channels) of a
-        classifier. Logits as float16.
-    labels: (n, h, w) uint8, best class per pixel of the patch; (n,) of a classifier.
+        classifier; (n, channels, rows, columns) of one that scores cells, all of the tile's. Logits as float16.
+    labels: (n, h, w) uint8, best class per pixel of the patch; (n,) of a classifier; (n, rows, columns) of one that scores cells.
     """
 
     patches: npt.NDArray[np.uint8]
@@ -166,7 +171,15 @@ def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
             f"{bundle.path}: {session.backend} answers {scores.shape} to {len(golden.patches)} golden tiles, "
             f"expected ({len(golden.patches)}, {golden.scores.shape[1]}, ...): export again"
         )
-    answer = compare_golden(golden, scores, bundle.manifest.activation, bundle.manifest.head)
+    if bundle.manifest.cell is not None and scores.shape != golden.scores.shape:
+        raise BundleError(
+            f"{bundle.path}: {session.backend} answers the golden tiles with scores {scores.shape}, "
+            f"expected {golden.scores.shape}: export again"
+        )
+    least_spread = 0.0
+    if session.steps is not None:
+        scores, least_spread = float_scores(scores, session.steps), LEAST_SPREAD * session.steps.size
+    answer = compare_golden(golden, scores, bundle.manifest.activation, bundle.manifest.head, least_spread)
     allowed = OUTLIERS[bundle.manifest.precision]
     # a mask does not tell how near another class was
     allowed_labels = allowed if bundle.manifest.head != "mask" else max(allowed, SCORE_TOLERANCE)
@@ -180,11 +193,13 @@ def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
     return answer
 
 
-def compare_golden(golden: Golden, scores: npt.NDArray[np.generic], activation: str, head: str) -> GoldenAnswer:
-    """Difference between an engine's scores of the golden tiles and the stored ones."""
+def compare_golden(
+    golden: Golden, scores: npt.NDArray[np.generic], activation: str, head: str, least_spread: float = 0.0
+) -> GoldenAnswer:
+    """Difference between an engine's scores of the golden tiles and the stored ones, whose spread is no less than stated."""
     sampled, labels, margin = golden.answer(scores, activation, head)
     stored = golden.scores.astype(np.float32)
-    spread = float(stored.max() - stored.min()) or 1.0
+    spread = max(float(stored.max() - stored.min()), least_spread) or 1.0
     difference = np.abs(sampled - stored) / spread
     changed = (labels != golden.labels) & ~(margin <= SCORE_TOLERANCE * spread)
     return GoldenAnswer(
@@ -247,6 +262,7 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         faults.append(f"halo is {manifest.halo}, expected a multiple of the stride {manifest.stride}")
     if not manifest.whole_tile and min(size) <= 2 * manifest.halo:
         faults.append(f"tile is {size[0]}x{size[1]}, expected more than twice the halo {manifest.halo}")
+    faults += _cell_inconsistencies(manifest, size)
     if manifest.head == "mask" and manifest.kind == "classifier":
         faults.append("head is mask, which a classifier does not have; expected logits or probabilities")
     faults += [
@@ -254,6 +270,20 @@ def _inconsistencies(manifest: Manifest) -> list[str]:
         for name in manifest.thresholds
         if name not in manifest.classes
     ]
+    return faults
+
+
+def _cell_inconsistencies(manifest: Manifest, size: tuple[int, int]) -> list[str]:
+    cell, streaming = manifest.cell, manifest.streaming
+    faults = []
+    if cell is not None and manifest.kind != "classifier":
+        faults.append(f"cell is {cell}, but a {manifest.kind} scores pixels; expected a classifier, or no cell")
+    elif cell is not None and (manifest.stride % cell or any(side % cell for side in size)):
+        faults.append(f"cell is {cell}, the stride {manifest.stride}, the tile {size[0]}x{size[1]}; expected a divisor of these")
+    if streaming is not None and streaming.cell != (cell or 1):
+        faults.append(f"the stream scores cells of {streaming.cell} px, the engine of {cell or 1}; expected the same")
+    elif streaming is not None and streaming.lag_lines % streaming.cell:
+        faults.append(f"the stream's lag is {streaming.lag_lines} lines; expected a multiple of its cell, {streaming.cell}")
     return faults
 
 

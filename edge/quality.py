@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -130,7 +130,7 @@ def evaluate_classifier(session: Session, manifest: Manifest, images: Iterable[M
     With several defect classes the most frequent one in the tile's mask is its label. Raises ImageError.
     """
     confusion, class_count = Confusion(manifest.classes), len(manifest.classes)
-    engine, reading = tile_engine(session, manifest, TILES_AT_ONCE), reading_of(manifest)
+    engine, reading = tile_engine(session, manifest, TILES_AT_ONCE), replace(reading_of(manifest), steps=session.steps)
     for labelled in images:
         lines = read_image(labelled.image)
         tiles, spans = zip(*tiles_of(lines, manifest), strict=True)

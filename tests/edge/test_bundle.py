@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from toy_engines import write_gate, write_segmenter
+from toy_engines import write_cell_gate, write_gate, write_segmenter
 
 from edge import bundle as bundle_module
 from edge.bundle import Golden, check_golden, compare_golden, file_sha256, open_bundle, shipped_bundles
@@ -46,6 +46,16 @@ def test_a_gate_answers_its_golden_tiles(tmp_path: Path) -> None:
     bundle = open_bundle(write_gate(tmp_path / "gate"))
     with OrtSession(bundle.model_path, threads=1) as session:
         assert check_golden(bundle, session).labels == 8
+
+
+def test_a_gate_of_cells_answers_its_golden_tiles_cell_by_cell(tmp_path: Path) -> None:
+    bundle = open_bundle(write_cell_gate(tmp_path / "gate"))
+    with OrtSession(bundle.model_path, threads=1) as session:
+        assert check_golden(bundle, session).labels == 8 * 8 * 8
+        with pytest.raises(BundleError, match=r"with scores \(8, 1, 8, 7\), expected \(8, 1, 8, 8\)"):
+            check_golden(bundle, Answering(session, lambda scores: scores[:, :, :, :7].copy()))
+        with pytest.raises(BundleError, match="answers the golden tiles otherwise"):
+            check_golden(bundle, Answering(session, lambda scores: scores[:, :, ::-1].copy()))
 
 
 def test_a_bundle_is_named_in_events_by_its_manifest_which_names_every_file(segmenter: Path) -> None:
@@ -124,6 +134,22 @@ def test_values_that_do_not_go_together_are_refused(segmenter: Path, change: dic
     assert message in fault(segmenter)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "segmenter"}, "cell is 4, but a segmenter scores pixels; expected a classifier, or no cell"),
+        ({"cell": 3}, "cell is 3, the stride 4, the tile 32x32; expected a divisor of these"),
+        ({"cell": 2}, "the stream scores cells of 4 px, the engine of 2; expected the same"),
+        ({"cell": None}, "the stream scores cells of 4 px, the engine of 1; expected the same"),
+        ({"streaming": {"lag_lines": 6, "cell": 4, "states": []}}, "lag is 6 lines; expected a multiple of its cell, 4"),
+    ],
+)
+def test_cells_that_fit_nothing_else_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    gate = write_cell_gate(tmp_path / "gate")
+    edit(gate, lambda document: document.update(change))
+    assert message in fault(gate)
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "golden.npz"])
 def test_an_altered_file_is_named_with_both_hashes(segmenter: Path, name: str) -> None:
     expected = file_sha256(segmenter / name)
@@ -159,6 +185,7 @@ class Answering:
     """A session whose answers were changed on the way."""
 
     backend = "changed"
+    steps = None
 
     def __init__(self, session: OrtSession, change: Callable[[Scores], Scores]) -> None:
         self._session, self._change = session, change

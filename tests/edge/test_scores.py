@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.scores import Reading, classify, gate_scores, probabilities
+from edge.scores import Reading, classify, classify_defective, float_scores, gate_scores, probabilities
+from edge.sessions import Steps
 
 logits = st.floats(-30, 30, width=32)
 
@@ -157,3 +158,74 @@ def test_from_a_stated_score_on_a_tile_is_of_its_most_probable_kind_of_defect(ro
                 assert (mask.item(), confidence.item()) == (row[first:].argmax() + 1, np.rint(known[first:].max() * 255))
             else:
                 assert (mask.item(), confidence.item()) == (0, 0)
+
+
+steps = st.builds(Steps, size=st.floats(2.0**-20, 1024.0, width=32), zero=st.integers(0, 255))
+activations = st.sampled_from(["softmax", "sigmoid"])
+
+
+@st.composite
+def integer_logits(draw: st.DrawFn, channels: int | None = None) -> np.ndarray:
+    """Planes of few and of many different integers, cut out of wider ones or not."""
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    low = draw(st.integers(0, 255))
+    high = draw(st.integers(low, min(255, low + draw(st.sampled_from([0, 1, 3, 255])))))
+    lines, columns, margin = draw(st.integers(1, 30)), draw(st.integers(1, 40)), draw(st.sampled_from([0, 0, 3]))
+    wide = rng.integers(low, high + 1, (channels or draw(st.integers(1, 6)), lines + 2 * margin, columns + 2 * margin), np.uint8)
+    return wide[:, margin : margin + lines, margin : margin + columns]
+
+
+@given(logits=integer_logits(), steps=steps, activation=activations, level=st.floats(0, 1))
+def test_integers_are_classified_as_the_floats_that_they_stand_for(logits, steps, activation, level):
+    got = classify(logits, activation, level=level, steps=steps)
+    expected = classify(float_scores(logits, steps), activation, level=level)
+    for plane, wanted in zip(got, expected, strict=True):
+        assert plane.dtype == np.uint8
+        np.testing.assert_array_equal(plane, wanted)
+
+
+@given(logits=integer_logits(channels=1), steps=steps, place=st.integers(0, 255))
+def test_an_integer_whose_probability_is_the_level_itself_is_found(logits, steps, place):
+    level = float(probabilities(np.array([[place]], np.uint8), "sigmoid", steps=steps).item())
+    got, expected = (
+        classify(logits, "sigmoid", level=level, steps=steps)[0],
+        classify(float_scores(logits, steps), "sigmoid", level=level)[0],
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+@given(logits=integer_logits(channels=4), steps=steps, activation=activations, score=st.sampled_from([0.01, 0.3, 0.9]))
+def test_probabilities_and_verdicts_of_integers_are_those_of_their_floats(logits, steps, activation, score):
+    floats = float_scores(logits, steps)
+    np.testing.assert_array_equal(probabilities(logits, activation, steps=steps), probabilities(floats, activation))
+    tiles = logits.reshape(4, -1).T
+    np.testing.assert_array_equal(
+        gate_scores(tiles, activation, steps=steps), gate_scores(float_scores(tiles, steps), activation)
+    )
+    expected = classify_defective(floats, activation, score)
+    for got, wanted in zip(classify_defective(logits, activation, score, steps=steps), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_a_reading_looks_integers_up_and_takes_probabilities_as_they_are():
+    known, logits = Steps(0.25, 128), np.array([[[128, 120]], [[132, 140]]], np.uint8)
+    reading = Reading("softmax", steps=known)
+    np.testing.assert_array_equal(float_scores(logits, known), [[[0, -2]], [[1, 3]]])
+    mask, confidence = reading.classes(logits)
+    assert mask.tolist() == [[1, 1]]
+    assert confidence.tolist() == [[round(255 / (1 + np.exp(-1))), round(255 / (1 + np.exp(-5)))]]
+    chances = reading.probabilities(logits)
+    np.testing.assert_array_equal(chances, probabilities(float_scores(logits, known), "softmax"))
+    averaged = Reading("softmax", "probabilities", steps=known)
+    for got, wanted in zip(averaged.classes(chances), (mask, confidence), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_large_frames_of_integers_are_classified_like_small_ones():
+    known, rng = Steps(0.1, 128), np.random.default_rng(2)
+    scores = rng.integers(0, 256, (4, 700, 1000), np.uint8)
+    scores[0, rng.random((700, 1000)) < 0.99] = 255
+    mask, confidence = classify(scores, "softmax", steps=known)
+    parts = [classify(scores[:, line : line + 1, 7:], "softmax", steps=known) for line in range(700)]
+    np.testing.assert_array_equal(mask[:, 7:], np.concatenate([part for part, _ in parts]))
+    np.testing.assert_array_equal(confidence[:, 7:], np.concatenate([part for _, part in parts]))

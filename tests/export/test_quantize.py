@@ -11,13 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from small_networks import adding_unet, concatenating_unet, gate, images
+from small_networks import EngineBuilder, adding_unet, concatenating_unet, gate, images
 from tensorrt_builder import build
 
 from calibration.activations import ActivationRange, RangeMethod, activation_ranges, collect
 from edge.sessions.ort import OrtSession
 from export.errors import ExportError
-from export.quantize import quantizable_layers, quantize, quantize_weight, round_bias, tensors_to_observe, verify_qdq
+from export.quantize import (
+    float_name,
+    quantizable_layers,
+    quantize,
+    quantize_weight,
+    round_bias,
+    tensors_to_observe,
+    unrounded_name,
+    verify_qdq,
+)
 
 NETWORKS = {"adding": adding_unet, "concatenating": concatenating_unet, "gate": gate}
 
@@ -55,7 +64,8 @@ def test_the_model_given_is_left_as_it_is(float_model):
     assert float_model.SerializeToString() == before
 
 
-def test_every_convolution_but_the_head_has_one_q_at_its_end(quantized):
+def test_every_convolution_but_a_gate_s_head_has_one_q_at_its_end(quantized):
+    gate_head = any(n.op_type == "ReduceMax" for n in quantized.graph.node)
     consumers: dict[str, list[NodeProto]] = {}
     for n in quantized.graph.node:
         for name in n.input:
@@ -64,13 +74,63 @@ def test_every_convolution_but_the_head_has_one_q_at_its_end(quantized):
         users = consumers[conv.output[0]]
         if users[0].op_type == "Relu":
             users = consumers[users[0].output[0]]
-        expected = ["QuantizeLinear"] if conv.name != "head" else [users[0].op_type]
+        expected = ["ReduceMax"] if gate_head and conv.name == "head" else ["QuantizeLinear"]
         assert [n.op_type for n in users] == expected
-    assert "QuantizeLinear" not in [n.op_type for n in consumers[node(quantized, "head").output[0]]]
 
 
-def test_the_head_reads_the_float_weights_it_had(float_model, quantized):
+def test_a_gate_s_head_reads_the_float_weights_it_had():
+    float_model = gate()
+    quantized = quantize(float_model, ranges_of(float_model))
     assert node(quantized, "head").input[1:] == node(float_model, "head").input[1:]
+
+
+def test_logits_of_pixels_are_rounded_behind_the_convolution_and_answered_as_floats():
+    model = quantize(adding_unet(), ranges_of(adding_unet()))
+    assert [n.op_type for n in model.graph.node][-4:] == ["Conv", "QuantizeLinear", "DequantizeLinear", "DepthToSpace"]
+    assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    with OrtSession(model.SerializeToString(), 1) as session:
+        steps = session.infer(images(4, 32, 48, seed=9)) / np.float32(scale_of(model, "head_out"))
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-4)
+    assert steps.min() >= -128
+    assert steps.max() <= 127
+
+
+def last_layer_answers(channels: int) -> onnx.ModelProto:
+    """A segmenter whose last convolution is its answer: nothing is moved behind it."""
+    b = EngineBuilder(seed=4)
+    b.conv(b.conv(b.image(), 8, "first"), channels, "head", relu=False, output="scores")
+    return b.model(32, 48, ["n", channels, 32, 48])
+
+
+def test_a_convolution_that_is_the_answer_keeps_the_answer_s_name_behind_its_dq():
+    model = last_layer_answers(3)
+    quantized = quantize(model, ranges_of(model))
+    assert node(quantized, "head").output[0] == unrounded_name("scores")
+    assert float_name(unrounded_name("scores")) == "scores"
+    assert node(quantized, "scores/dequantize").output[0] == quantized.graph.output[0].name == "scores"
+    kept = quantize(model, ranges_of(model), ["head"])
+    assert node(kept, "head").input[1:] == ["head.weight", "head.bias"]
+
+
+def test_no_step_is_spent_on_logits_of_one_channel_beyond_certainty():
+    b = EngineBuilder(seed=4)
+    quarters = b.conv(b.conv(b.image(), 8, "first", stride=2), 4, "head", kernel=1, relu=False)
+    b.node("DepthToSpace", [quarters], "spread", "scores", blocksize=2, mode="CRD")
+    spread = b.model(32, 48, ["n", 1, 32, 48])
+    single, several = last_layer_answers(1), last_layer_answers(2)
+    for model, logits, expected in ((single, "scores", 8.0), (spread, "head_out", 8.0), (several, "scores", 40.0)):
+        ranges = ranges_of(model) | {logits: ActivationRange(40.0, False)}
+        assert scale_of(quantize(model, ranges), logits) == np.float32(expected / 127)
+        within = ranges | {logits: ActivationRange(5.0, False)}
+        assert scale_of(quantize(model, within), logits) == np.float32(5.0 / 127)
+
+
+def test_scores_of_cells_rather_than_pixels_stay_float():
+    b = EngineBuilder(seed=4)
+    b.conv(b.conv(b.image(), 8, "first", stride=2), 1, "head", relu=False, output="scores")
+    model = b.model(32, 48, ["n", 1, 16, 24])
+    assert quantizable_layers(model) == ("first",)
+    assert node(quantize(model, ranges_of(model)), "head").input[1] == "head.weight"
 
 
 def test_tensors_joined_by_pooling_resizing_and_concatenation_share_one_scale():
@@ -114,7 +174,7 @@ def test_scores_stay_close_to_the_float_engine(float_model, quantized):
 def test_layers_named_float_keep_their_weights_and_sums():
     model = adding_unet()
     layers = quantizable_layers(model)
-    assert layers == ("stem", "encoder_2", "encoder_4", "lateral", "skip", "decoder_2")
+    assert layers == ("stem", "encoder_2", "encoder_4", "lateral", "skip", "decoder_2", "head")
     kept = quantize(model, ranges_of(model), float_layers=["encoder_4", "skip"])
     assert node(kept, "encoder_4").input[1] == "encoder_4.weight"
     assert node(kept, "lateral").input[1] == "lateral/weight"
