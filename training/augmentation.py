@@ -68,6 +68,13 @@ def turn(example: Example, rng: np.random.Generator) -> Example:
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
+def reduce(image: Image, factor: int) -> Image:
+    """The mean of every `factor` x `factor` pixels, as a station reduces the strip for its gate."""
+    lines, columns = image.shape
+    size = (columns // factor, lines // factor)
+    return image if factor == 1 else np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def relight(image: Image, limits: Augmentation, rng: np.random.Generator) -> Image:
     """Contrast about the mean, brightness, gamma, noise per pixel and per column."""
     light = image.astype(np.float32)

@@ -14,8 +14,8 @@ from edge.config import Scale
 from edge.errors import ConfigError
 from edge.sources.planting import DefectKind
 from edge.sources.steel_strip import SteelStrip
-from training.augmentation import Example, cut, mosaic, relight, resize, turn
-from training.recipe import Augmentation, Images, Recipe, SimulatedStrips
+from training.augmentation import Example, cut, mosaic, reduce, relight, resize, turn
+from training.recipe import Images, Recipe, SimulatedStrips
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -75,17 +75,20 @@ def simulated_strips(options: SimulatedStrips, classes: tuple[str, ...], seeds: 
 
 
 class Crops:
-    """Augmented training crops: batch k of epoch e is the same at any time, so that a resumed run repeats nothing."""
+    """Augmented training crops: batch k of epoch e is the same at any time, so that a resumed run repeats nothing.
 
-    def __init__(self, recipe: Recipe, real: tuple[Example, ...], strips: tuple[Example, ...]) -> None:
-        self._recipe, self._real, self._strips = recipe, real, strips
+    reduce_by: pixels whose mean is one pixel of the image that the network sees; masks stay as they are.
+    """
+
+    def __init__(self, recipe: Recipe, real: tuple[Example, ...], strips: tuple[Example, ...], reduce_by: int = 1) -> None:
+        self._recipe, self._real, self._strips, self._reduce_by = recipe, real, strips, reduce_by
         self._defects = [_some_defect_pixels(mask, recipe.seed) for _, mask in strips]
         self._simulated_per_batch = round(recipe.schedule.batch * recipe.simulated.share)
         self._real_per_batch = recipe.schedule.batch - self._simulated_per_batch
         self.batches_per_epoch = len(real) // self._real_per_batch
 
     def batch(self, epoch: int, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Images and masks, both (n, crop, crop) uint8."""
+        """Images (n, crop / reduce_by, crop / reduce_by) and masks (n, crop, crop), both uint8."""
         order = np.random.default_rng((self._recipe.seed, epoch)).permutation(len(self._real))
         rng = np.random.default_rng((self._recipe.seed, epoch, index))
         chosen = order[index * self._real_per_batch : (index + 1) * self._real_per_batch]
@@ -100,7 +103,7 @@ class Crops:
             example = mosaic([example, *others], size, rng)
         elif rng.random() < 0.6:
             example = resize(example, limits.scale, rng)
-        return _vary(cut(example, size, rng), limits, rng)
+        return self._vary(cut(example, size, rng), rng)
 
     def _simulated_crop(self, rng: np.random.Generator) -> Example:
         number = int(rng.integers(0, len(self._strips)))
@@ -112,14 +115,13 @@ class Crops:
             near = defects[int(rng.integers(0, len(defects)))] - rng.integers(0, size, 2)
             row, column = (int(np.clip(near[axis], 0, image.shape[axis] - size)) for axis in (0, 1))
         window = (slice(row, row + size), slice(column, column + size))
-        return _vary((image[window], mask[window]), self._recipe.augmentation, rng)
+        return self._vary((image[window], mask[window]), rng)
+
+    def _vary(self, example: Example, rng: np.random.Generator) -> Example:
+        image, mask = turn(example, rng)
+        return relight(reduce(image, self._reduce_by), self._recipe.augmentation, rng), mask
 
 
 def _some_defect_pixels(mask: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.int64]:
     places = np.argwhere(mask)
     return places[np.random.default_rng(seed).integers(0, len(places), min(len(places), 4096))] if len(places) else places
-
-
-def _vary(example: Example, limits: Augmentation, rng: np.random.Generator) -> Example:
-    image, mask = turn(example, rng)
-    return relight(image, limits, rng), mask

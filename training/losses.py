@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.cells import UNTOLD
+
 
 def soft_jaccard(scores: Tensor, truth: Tensor) -> Tensor:
     """1 - mean over classes of the soft intersection over union, summed over the whole batch.
@@ -30,6 +32,17 @@ def segmentation_loss(scores: Tensor, truth: Tensor, class_weights: Tensor) -> T
 
 
 def gate_loss(scores: Tensor, truth: Tensor, defect_weight: float) -> Tensor:
-    """Binary cross-entropy on (n, 1) logits; a missed defect weighs `defect_weight` times a false alarm."""
-    weight = torch.tensor(defect_weight)
-    return functional.binary_cross_entropy_with_logits(scores.float()[:, 0], truth.float(), pos_weight=weight)
+    """Binary cross-entropy over the cells, plus that of the best cell of each defect: one alarmed cell finds it.
+
+    scores: (n, 1, h, w) logits. truth: (n, 2, h, w) int64, kind and defect number of each cell (training.cells). A missed
+    cell weighs `defect_weight` times a false alarm.
+    """
+    logits = scores.float().flatten(1)
+    kind, number = truth.flatten(2).unbind(1)
+    told = kind != UNTOLD
+    per_cell = functional.binary_cross_entropy_with_logits(
+        logits[told], kind[told].float(), pos_weight=torch.tensor(defect_weight)
+    )
+    best = torch.full((len(logits), int(number.max()) + 1), -torch.inf).scatter_reduce(1, number, logits, "amax")[:, 1:]
+    per_defect = functional.softplus(-best[torch.isfinite(best)])
+    return per_cell + (per_defect.mean() if per_defect.numel() else 0.0)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -63,6 +64,7 @@ def train(recipe: Recipe, task: Task) -> list[Epoch]:
     history.json. Raises TrainingError.
     """
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    cv2.setNumThreads(1)  # batches are made in a thread of their own: a second pool would only compete with torch's
     network = task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaging = get_ema_multi_avg_fn(recipe.schedule.average)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(network, multi_avg_fn=averaging, use_buffers=True)

@@ -28,8 +28,8 @@ def _build_unet(state: StateDict) -> nn.Module:
 
 
 def _build_gate(state: StateDict) -> nn.Module:
-    first, second, third = (shape_at(state, f"features.{index}.0.weight", 4)[0] for index in (0, 3, 5))
-    return SteelGate(widths=(first, second, third))
+    fine, middle, coarse = (shape_at(state, f"features.{index}.0.weight", 4)[0] for index in (1, 2, 4))
+    return SteelGate(widths=(fine, middle, coarse))
 
 
 _ANY: Final[tuple[tuple[Literal["segmenter", "classifier"], str], ...]] = (
@@ -54,13 +54,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             name="steel-gate",
             kind="classifier",
-            summary="SteelGate, state dict; grey tiles averaged over 2x2 pixels, one defect score",
+            summary="SteelGate, state dict; grey strip averaged over 2x2 pixels, a defect score per cell of 32x32",
             build=_build_gate,
             classes=("clean", "defect"),
             activation="sigmoid",
             tile=(128, 128),
             stride=SteelGate.stride,
             reduce=2,
+            cell=SteelGate.stride,
         ),
         Architecture(
             name="rust-cnn",

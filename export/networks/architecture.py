@@ -25,6 +25,7 @@ class Architecture:
     stride: multiple that the input's height and width must be; 0: measured.
     tile: height and width of the engine's input; of one that streams or runs in slabs, of a core without its halo.
     reduce: strip pixels per input pixel, averaged.
+    cell: of a classifier that scores a map, input pixels per row and column of it; None: one answer a tile, or scores per pixel.
     normalisation: None: part of the network itself.
     preparation, strip_tile, pixel_threshold: as in the manifest.
     gate_threshold: of a classifier whose system fixes it; None: chosen by recall.
@@ -41,6 +42,7 @@ class Architecture:
     build_keras: Callable[[ModuleType, int], Any] | None = None
     stride: int = 0
     reduce: int = 1
+    cell: int | None = None
     normalisation: Normalisation | None = None
     preparation: tuple[TileStep, ...] = ()
     strip_tile: tuple[int, int] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-WIDTHS = (24, 48, 96, 224)
+WIDTHS = (24, 48, 96, 160)
 """Channels at strides 2, 4, 8 and 16: multiples of 8, as integer kernels want them."""
 
 

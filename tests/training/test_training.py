@@ -12,11 +12,13 @@ import pytest
 import torch
 import yaml
 
+from calibration.gate_recall import clean_scores, region_peaks
 from edge.cli import main
 from edge.errors import ConfigError
 from export.networks.gate import SteelGate
 from export.networks.unet import SteelUNet
-from training.gate_task import gate_task
+from training.data import load_split
+from training.gate_task import gate_task, scored_maps
 from training.recipe import load_recipe
 from training.segmenter_task import segmenter_task
 from training.trainer import TrainingError, train
@@ -98,18 +100,39 @@ def test_a_folder_that_holds_another_recipes_run_is_left_alone(recipe_file):
         train(other, segmenter_task(other))
 
 
-def test_a_gate_learns_which_tiles_to_stop(recipe_file):
-    changes = ["arch=steel-gate", "crop=64", "schedule.epochs=3", "schedule.rate=0.005", "images.validation=4"]
+def test_a_gate_learns_to_tell_defects_from_clean_steel(recipe_file):
+    strip = ["simulated.width=512", "simulated.lines=512", "simulated.defects.pit_every_mm=20"]
+    changes = ["arch=steel-gate", "schedule.epochs=8", "schedule.rate=0.004", "simulated.share=0.25", *strip]
     recipe = load_recipe(recipe_file, changes)
-    history = train(recipe, gate_task(recipe))
-    assert history[-1].loss < history[0].loss
-    assert history[-1].figures["recall"] >= 0.999
+    task = gate_task(recipe)
+    images, truth = task.batch(0, 0)
+    assert (images.shape, truth.shape) == ((4, 32, 32), (4, 2, 2, 2))
+    history = train(recipe, task)
+    assert history[-1].loss < 0.7 * history[0].loss
+    assert all(0 <= value <= 1 for value in history[-1].figures.values())
     SteelGate().load_state_dict(torch.load(recipe.out / "best.pt", weights_only=True))
+    split = load_split(recipe.images, 2, recipe.seed)
+    maps = scored_maps(task.network.eval(), split.validation + split.held_out)
+    defects, clean = (np.concatenate([of(scored) for scored in maps]) for of in (region_peaks, clean_scores))
+    assert defects.mean() > 1.2 * clean.mean()
+
+
+def test_a_gate_without_a_defect_to_be_judged_by_is_refused_before_it_trains(recipe_file):
+    nothing = [f"simulated.defects.{kind}_every_mm=null" for kind in ("rust", "pit", "inclusion", "scratch")]
+    recipe = load_recipe(recipe_file, ["arch=steel-gate", *nothing])
+    with pytest.raises(ConfigError, match="simulated: got 1 for validation without a defect; expected some"):
+        gate_task(recipe)
+
+
+def test_a_validation_image_is_scored_cell_by_cell_whatever_its_size():
+    network = SteelGate(widths=(8, 8, 16)).eval()
+    image = np.random.default_rng(0).integers(0, 256, (72, 100), np.uint8)
+    (scored,) = scored_maps(network, ((image, np.ones_like(image)),))
+    assert (scored.scores.shape, scored.mask.shape, scored.cell) == ((3, 4), (96, 128), 32)
+    assert np.all((scored.scores > 0) & (scored.scores < 1))
 
 
 def test_splits_are_disjoint_and_the_same_for_the_same_seed(recipe_file):
-    from training.data import load_split
-
     recipe = load_recipe(recipe_file)
     one, other = (load_split(recipe.images, 2, seed=5) for _ in range(2))
     parts = [one.train, one.validation, one.held_out]
