@@ -9,7 +9,7 @@ from edge.bundle import Bundle
 from edge.config import FolderSource, StationConfig, Tiling
 from edge.errors import ConfigError
 from edge.manifest import Manifest, Threshold
-from edge.tile_plan import gate_tile_faults, grid_tile, tile_faults
+from edge.tile_plan import cascade_faults, gate_tile_faults, tile_faults
 from edge.tracking.filters import resolve_rules
 
 _DECIDED = Threshold(low=0.0, high=0.0)
@@ -34,6 +34,9 @@ def check_station(config: StationConfig, bundle: Bundle | None, gate: Bundle | N
         faults += _gate_faults(config.gate, gate.manifest)
     if config.mode != "tiles":
         faults += _keys_of_tiles(config)
+    if config.mode != "cascade" and config.tiling.band_lines is not None:
+        got = f"tiling.band_lines: got {config.tiling.band_lines}, and mode {config.mode}"
+        faults.append(f"{got}; expected mode: cascade, or none")
     if bundle is not None and config.mode != "dense":
         check = _cascade_faults if config.mode == "cascade" else _tiles_faults
         faults += check(config, bundle.manifest, gate.manifest if gate else None)
@@ -70,7 +73,7 @@ def _bundle_faults(config: StationConfig, manifest: Manifest) -> list[str]:
     if config.mode != "tiles":
         faults += [f"mode: got {config.mode}; {config.bundle} {why}: expected mode: tiles" for why in reasons_for_tiles(manifest)]
     if config.mode == "dense":
-        if config.chunk_lines % manifest.stride:
+        if config.chunk_lines != "auto" and config.chunk_lines % manifest.stride:
             faults.append(f"chunk_lines: got {config.chunk_lines}; expected a multiple of {manifest.stride}, the bundle's stride")
         # a station that does not say gets slabs, which find the same; one that says so wants to know
         if config.dense == "streaming" and "dense" in config.model_fields_set and manifest.streaming is None:
@@ -143,17 +146,7 @@ def _cascade_faults(config: StationConfig, manifest: Manifest, gate: Manifest | 
             f"gate: got {config.gate}, which prepares each tile by itself ({steps_in_words(gate)}); "
             "expected one that does not, or mode: tiles",
         ]
-    tile = grid_tile(gate)
-    if min(tile) < 2 * halo:
-        faults.append(
-            f"tiling.halo: {said}, but a tile of {config.gate} is {tile[0]} x {tile[1]} px, smaller than twice the halo; "
-            f"expected at most {min(tile) // 2}"
-        )
-    if any(side % manifest.stride for side in tile):
-        faults.append(
-            f"gate: got {config.gate} with tiles of {tile[0]} x {tile[1]} px; "
-            f"expected multiples of {manifest.stride}, the stride of {config.bundle}"
-        )
+    faults += cascade_faults(config.tiling, manifest, gate, config.bundle, str(config.gate))
     return faults + _gate_threshold_faults(config, gate)
 
 

@@ -25,6 +25,16 @@ def reflect(positions: Indices, start: int, stop: int) -> Indices:
     return np.where(folded > last, 2 * last - folded, folded) + start
 
 
+def _mirrored(start: int, stop: int, width: int) -> slice | Indices:
+    """The columns [start, stop), which lie all beyond one side of a strip, folded onto it; a slice unless they turn twice."""
+    if stop <= 0 and -start < width:
+        return slice(-start, -stop, -1)
+    last = 2 * (width - 1)
+    if start >= width and stop <= last:
+        return slice(last - start, last - stop, -1)
+    return reflect(np.arange(start, stop), 0, width)
+
+
 def padded_columns(width: int, halo: int, stride: int) -> int:
     """Columns that a full-width inference gets: the strip, a halo at either side, and what the stride wants at the right."""
     return width + 2 * halo + -width % stride
@@ -95,23 +105,36 @@ class StripWindow:
 
         Raises ValueError where a line is not there yet, or no longer.
         """
-        if not self.can_cut(line_start, line_stop):
-            raise ValueError(
-                f"lines {line_start} to {line_stop} were asked for, the window ends at {self._line_stop}: expected later"
-            )
+        self._require(line_start, line_stop)
         if out is None:
             out = np.empty((line_stop - line_start, column_stop - column_start), np.uint8)
         left = min(max(-column_start, 0), column_stop - column_start)
         right = max(min(column_stop, self.width) - column_start, left)
-        beyond = [(0, left), (right, column_stop - column_start)]
+        beyond = [
+            (slice(start, stop), _mirrored(column_start + start, column_start + stop, self.width))
+            for start, stop in ((0, left), (right, column_stop - column_start))
+            if start < stop
+        ]
         for target, source in self._stretches(line_start, line_stop):
             kept = self._ring[source]
             out[target, left:right] = kept[:, column_start + left : column_start + right]
-            for start, stop in beyond:
-                if start < stop:
-                    columns = reflect(np.arange(column_start + start, column_start + stop), 0, self.width)
-                    out[target, start:stop] = kept[:, columns]
+            for there, columns in beyond:
+                out[target, there] = kept[:, columns]
         return out
+
+    def pieces(self, line_start: int, line_stop: int) -> list[tuple[slice, Lines]]:
+        """Whole lines of a span, (h, width) uint8, and which of the span they are: views of the ring but where reflected.
+
+        Valid until the next `append`. Raises ValueError as `cut` does.
+        """
+        self._require(line_start, line_stop)
+        return [(target, self._ring[source]) for target, source in self._stretches(line_start, line_stop)]
+
+    def _require(self, line_start: int, line_stop: int) -> None:
+        if not self.can_cut(line_start, line_stop):
+            raise ValueError(
+                f"lines {line_start} to {line_stop} were asked for, the window ends at {self._line_stop}: expected later"
+            )
 
     def _stretches(self, line_start: int, line_stop: int) -> list[tuple[slice, slice | Indices]]:
         """Where lines lie: pairs of rows of the rectangle and rows of the ring; plain slices wherever nothing is reflected."""

@@ -1,6 +1,7 @@
 """Bundles whose answers are known by arithmetic: whole ONNX engines, small enough to be made in a test.
 
 The segmenter calls pixels below 64 `dark` and above 192 `bright`; the gate lets tiles through that hold such a pixel.
+The gate of cells says the same of every cell of 4 x 4 px and those around it, as the strip runs.
 The relative segmenter and classifier look at a tile's lightest and darkest pixel, hence at all of it.
 """
 
@@ -15,11 +16,13 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from edge.sessions.ort import OrtSession
+from export.passes.streaming import stream
 
 SEGMENTER_CLASSES = ("background", "dark", "bright")
 GATE_CLASSES = ("clean", "defect")
 STRIDE = 4
 TILE = 32
+CELL = 4
 
 
 def write_segmenter(folder: Path, **changes: object) -> Path:
@@ -55,6 +58,35 @@ def write_gate(folder: Path, **changes: object) -> Path:
     gate = {"score": 0.5, "recall": 1.0, "passed_clean": 0.0}
     manifest = {"kind": "classifier", "classes": list(GATE_CLASSES), "activation": "sigmoid", "gate": gate, **changes}
     return _write(folder, model, manifest)
+
+
+def write_cell_gate(folder: Path, **changes: object) -> Path:
+    """A gate bundle that scores cells of 4 x 4 px of the strip reduced by 2, with its streaming engine."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["grey", "middle"], ["off"]),
+        helper.make_node("Abs", ["off"], ["distance"]),
+        helper.make_node("MaxPool", ["distance"], ["farthest"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]),
+        helper.make_node("MaxPool", ["farthest"], ["around"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Sub", ["around", "allowed"], ["scores"]),
+    ]
+    constants = [numpy_helper.from_array(np.float32(value), name) for name, value in (("middle", 128), ("allowed", 64))]
+    model = _model(nodes, constants, ["n", 1, "rows", "columns"])
+    streamed = stream(onnx.load_model_from_string(model), CELL)
+    states = [state.model_dump() for state in streamed.states]
+    manifest = {
+        "kind": "classifier",
+        "classes": list(GATE_CLASSES),
+        "activation": "sigmoid",
+        "gate": {"score": 0.5, "recall": 1.0, "passed_clean": 0.0},
+        "input": {"tile_height": TILE, "tile_width": TILE, "reduce": 2},
+        "cell": CELL,
+        "stride": streamed.stride,
+        "radius": streamed.reach_lines,
+        "halo": 2 * CELL,
+        "streaming": {"lag_lines": streamed.lag_lines, "cell": CELL, "states": states},
+    }
+    return _write(folder, model, manifest | changes, stream_model=bytes(streamed.model.SerializeToString()))
 
 
 def write_relative_segmenter(folder: Path, tile: tuple[int, int] = (TILE, TILE), defects: int = 1, **changes: object) -> Path:
@@ -134,9 +166,19 @@ def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], score
     return bytes(model.SerializeToString())
 
 
-def _write(folder: Path, model: bytes, changes: dict[str, object], tile: tuple[int, int] = (TILE, TILE)) -> Path:
+def _write(
+    folder: Path,
+    model: bytes,
+    changes: dict[str, object],
+    tile: tuple[int, int] = (TILE, TILE),
+    stream_model: bytes | None = None,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model)
+    names = ["model.onnx", "golden.npz"]
+    if stream_model is not None:
+        (folder / "stream.onnx").write_bytes(stream_model)
+        names.append("stream.onnx")
     patches = np.random.default_rng(1).integers(0, 256, (8, *tile), dtype=np.uint8)
     patches[:4] = 128
     with OrtSession(model, threads=1) as session:
@@ -156,7 +198,7 @@ def _write(folder: Path, model: bytes, changes: dict[str, object], tile: tuple[i
         "parameters": 1,
         "flops_per_pixel": 1.0,
         "source_checkpoint": "0" * 64,
-        "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.onnx", "golden.npz")},
+        "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
         **changes,
     }
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))

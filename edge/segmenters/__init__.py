@@ -18,10 +18,10 @@ class MaskRows:
     first_line: strip coordinate of `mask[0]`.
     mask: (h, w) uint8, class index per pixel, 0 background.
     confidence: (h, w) uint8, the probability of that pixel's class in steps of 1/255; 0 where the mask is 0.
-    segmented: rows that the segmentation network saw, at least in one tile; False: the gate alone looked at them.
-    gate_scores: (cells across,) float32, the gate's highest score of the tiles that these rows and each cell of columns lie
-        in; None without a gate.
-    tile_columns: columns of one cell of `gate_scores`, where tiles do not overlap a tile; 0 without a gate.
+    segmented: rows that the segmentation network saw, at least in part; False: the gate alone looked at them.
+    gate_scores: (cells across,) float32, the gate's highest score of the tiles, or cells of its map, that these rows and each
+        cell of columns lie in; None without a gate.
+    tile_columns: columns of one cell of `gate_scores`: a tile where tiles do not overlap, a cell of a map; 0 without a gate.
     """
 
     first_line: int

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge.scores import Bytes, Reading, probabilities
+from edge.scores import Bytes, Reading
 from edge.sessions import Scores
 from edge.tiling import TileAxis
 
@@ -125,7 +125,7 @@ class MeanCanvas:
         """Take the answer to one tile."""
         size = (self._lines.tile, self._columns.tile)
         here = slice(tile * self._columns.step, tile * self._columns.step + size[1])
-        for total, plane in zip(self._sums, probabilities(answer, self._reading.activation, self._reading.head), strict=True):
+        for total, plane in zip(self._sums, self._reading.probabilities(answer), strict=True):
             total[:, here] += _bilinear(plane, *size)
         self._counts[:, :, here] += 1
 

@@ -1,128 +1,250 @@
-"""The cascade: a cheap gate looks at every tile of the grid, the segmentation network only at those that it lets through."""
+"""The cascade: a cheap gate looks at every line, the segmentation network only at what the gate lets through."""
 
 from __future__ import annotations
 
-import cv2
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby, pairwise
+from math import prod
+
 import numpy as np
 import numpy.typing as npt
 
 from edge.errors import ConfigError
 from edge.frame import Lines
-from edge.manifest import EngineInput
-from edge.scores import Activation, Head, Reading, gate_scores
+from edge.scores import Reading
 from edge.segmenters import MaskRows
-from edge.segmenters.spans import SpanFeed, check_geometry
-from edge.sessions import Session
-from edge.tiling import TileGrid
+from edge.segmenters.cover import Cover, Rectangle, side_lengths
+from edge.segmenters.gates import Gate
+from edge.segmenters.spans import Spans, check_geometry, last_lines
+from edge.sessions import Scores, Session
+from edge.window import StripWindow
+
+Plane = npt.NDArray[np.uint8]
 
 
 class CascadeSegmenter:
-    """Masks of the tiles that the gate lets through, zero elsewhere, one tile row at a time.
+    """Masks of rectangles around the cells that the gate lets through, zero elsewhere, one band of the strip at a time.
 
-    gate: infers (tiles across, 1, tile_height, tile_width); a tile row goes in whole, so that its shape never changes.
-    gate_input: of the gate's manifest; a core is its tile, `reduce` times as large, averaged with cv2.INTER_AREA.
-    threshold: tiles whose probability of a defect is at or above it go on.
-    session: infers crops (n, 1, core + 2 * halo, core + 2 * halo), n at most `batch`; reading: what its answers mean.
+    gate: its cells are multiples of the stride. threshold: cells whose probability of a defect is at or above it go on.
+    band_lines: a multiple of the lines that the gate looks at in one go; bands begin at multiples of it, wherever a run does.
+    session: infers crops (n, 1, h, w) of a few sizes, n at most `batch`, a rectangle with the halo around it; reading: what its
+        answers mean.
     halo: margin of a crop, a multiple of the stride; with the engine's receptive radius the masks equal the dense ones.
+
+    The alarmed cells of a band are covered by rectangles (`Cover`), and all that was computed within these counts: a cell that
+    the gate stopped has a mask where a rectangle holds it, else it is clean. Rows that no rectangle holds come out as not
+    segmented. `gate_scores` of the rows are the highest of the rows of cells that they were taken together with.
     Raises ConfigError.
     """
 
     def __init__(
         self,
-        gate: Session,
+        gate: Gate,
         session: Session,
         *,
         width: int,
-        gate_input: EngineInput,
-        gate_activation: Activation,
         threshold: float,
+        band_lines: int,
         halo: int,
         stride: int,
         reading: Reading,
         batch: int,
-        gate_head: Head = "logits",
     ) -> None:
-        reduce = gate_input.reduce
-        grid = TileGrid(gate_input.tile_height * reduce, gate_input.tile_width * reduce, width)
-        check_geometry(halo=halo, stride=stride, tile_height=grid.core_lines, tile_width=grid.core_columns)
+        check_geometry(halo=halo, stride=stride, cell_lines=gate.cell_lines, cell_columns=gate.cell_columns)
+        if band_lines < 1 or band_lines % gate.spans.step:
+            raise ConfigError(
+                f"tiling.band_lines: got {band_lines}; expected a multiple of {gate.spans.step}, one look of the gate"
+            )
         if batch < 1:
             raise ConfigError(f"tiling.batch: got {batch}; expected at least 1")
         self._gate = gate
-        self._gate_activation: Activation = gate_activation
-        self._gate_head: Head = gate_head
-        self._threshold = np.float32(threshold)
         self._session = session
-        self._reading = reading
-        self._grid = grid
+        self._width = width
+        self._threshold = np.float32(threshold)
         self._halo = halo
-        # the gate looks at the whole of a tile, hence at all that is reflected into it at a run's end
-        self._feed = SpanFeed(
-            width, step=grid.core_lines, before=halo, after=grid.core_lines + halo, delay=0, mirrored=grid.core_lines - 1
+        self._reading = replace(reading, steps=session.steps)
+        self._band_cells = band_lines // gate.cell_lines
+        # were the halo below the radius, a row would depend on all of its crop, also on what the run's end reflects into it
+        self._bands = Spans(step=band_lines, before=halo, after=band_lines + halo, delay=0, mirrored=band_lines + halo)
+        heights = side_lengths(gate.cell_lines, self._band_cells, self._band_cells)
+        widths = side_lengths(gate.cell_columns, 2 * band_lines // gate.cell_columns, gate.cells_across)
+        self._cover = Cover(
+            self._band_cells,
+            gate.cells_across,
+            cell_lines=gate.cell_lines,
+            cell_columns=gate.cell_columns,
+            halo=halo,
+            heights=heights,
+            widths=widths,
         )
-        self._cores = np.empty((grid.core_lines, grid.covered_columns), np.uint8)
-        self._reduced = np.empty((gate_input.tile_height, grid.tiles_across * gate_input.tile_width), np.uint8)
-        self._gate_batch = np.empty((grid.tiles_across, 1, gate_input.tile_height, gate_input.tile_width), np.uint8)
-        self._crops = np.empty((batch, 1, grid.core_lines + 2 * halo, grid.core_columns + 2 * halo), np.uint8)
-        self._clean = np.zeros((grid.core_lines, width), np.uint8)
+        self._crops = self._allocate_crops(heights, widths, batch)
+        for crops in self._crops.values():
+            session.prepare(crops.shape)
+        # from a crop's first line to the newest one, of a band that waits for nothing but the lines that come next; the ring's
+        # end lies between two rows of cells, and so no row of the reduced strip lies at both
+        capacity = self.lag_lines + halo + gate.spans.step + 1
+        self._window = StripWindow(width, -(-capacity // gate.cell_lines) * gate.cell_lines)
+        self._window.end()
+        self._clean = np.zeros((band_lines, width), np.uint8)
         self._clean.flags.writeable = False
+        self._answers: deque[Scores] = deque()
+        self._first_line = self._scored_from = self._scored_to = 0
 
     @property
     def lag_lines(self) -> int:
-        """Lines after a row at which its mask is out: one tile and the halo."""
-        return self._feed.lag_lines
+        """Lines after a row at which its mask is out: one band, and the gate's lag or the halo, whichever is more.
+
+        At a run's begin also those that are reflected before it.
+        """
+        gate = self._gate.spans
+        return max(self._bands.step + max(self._halo, gate.settling_lines), gate.before + gate.step)
 
     def context_lines(self, first_line: int) -> int:
-        """Lines before `first_line` that its tile row and the crops' halo look at."""
-        return self._feed.context_lines(first_line)
+        """Lines before `first_line` that its band looks at: for the crops, and for the gate from the band's begin on."""
+        band = self._band_of(first_line)
+        return max(self._bands.context_lines(first_line), first_line - band + self._gate.spans.context_lines(band))
 
     def start(self, first_line: int, context: Lines | None = None) -> None:
-        """Begin a run."""
-        self._feed.start(first_line, context)
+        """Begin a run; the gate looks at the context from the begin of the first line's band on."""
+        before = last_lines(context, self.context_lines(first_line))
+        self._window.start(first_line - len(before))
+        self._first_line = first_line
+        self._scored_from = self._scored_to = max(self._band_of(first_line), self._window.begin)
+        self._answers.clear()
+        self._gate.begin()
+        self._gate.spans.start(self._scored_from, self._window)
+        self._bands.start(first_line, self._window)
+        for portion in self._portions(before):
+            self._window.append(portion)
+            self._score()
 
     def push(self, lines: Lines) -> list[MaskRows]:
-        """Take the next lines, (h, width) uint8; finished rows come out tile row by tile row."""
-        return [self._inspect(tile_row) for tile_row in self._feed.push(lines)]
+        """Take the next lines, (h, width) uint8; finished rows come out band by band."""
+        finished: list[MaskRows] = []
+        for portion in self._portions(lines):
+            self._window.append(portion)
+            self._score()
+            finished += self._finish()
+        return finished
 
     def flush(self) -> list[MaskRows]:
-        """End the run: its last tile row is filled up with reflected lines, and cut to the run."""
-        return [self._inspect(tile_row) for tile_row in self._feed.finish()]
+        """End the run: its last band is filled up with reflected lines, and cut to the run."""
+        self._window.end()
+        if self._window.line_stop <= self._first_line:
+            return []
+        self._score()
+        return list(self._finish())
 
-    def _inspect(self, tile_row: int) -> MaskRows:
-        start, stop = self._feed.rows(tile_row)
-        scores = self._gate_scores(tile_row)
-        alarmed = np.flatnonzero(scores >= self._threshold)
-        if not alarmed.size:
+    def _portions(self, lines: Lines) -> Iterator[Lines]:
+        step = self._gate.spans.step
+        return (lines[position : position + step] for position in range(0, len(lines), step))
+
+    def _band_of(self, line: int) -> int:
+        """Where the band of a line begins."""
+        return line // self._bands.step * self._bands.step
+
+    def _score(self) -> None:
+        """Have the gate look at all that it can, and keep its answers for the rows of cells that lie on the run."""
+        spans, cell = self._gate.spans, self._gate.cell_lines
+        while (span := spans.ready()) is not None:
+            answers = self._gate.look(self._window, span)
+            top = spans.first_row(span)
+            start, stop = spans.rows(span)
+            spans.advance()
+            if start < stop:
+                self._answers.extend(answers[:, (start - top) // cell : -(-(stop - top) // cell)].swapaxes(0, 1).copy())
+                self._scored_to = stop
+
+    def _finish(self) -> Iterator[MaskRows]:
+        """The rows of all bands whose cells have scores and whose crops can be cut."""
+        while (band := self._bands.ready()) is not None:
+            start, stop = self._bands.rows(band)
+            if self._scored_to < stop:
+                return
+            yield from self._inspect(band * self._bands.step, start, stop)
+            self._bands.advance()
+
+    def _inspect(self, top: int, start: int, stop: int) -> Iterator[MaskRows]:
+        """Rows `start` to `stop` of the band that begins at line `top`."""
+        cell = self._gate.cell_lines
+        first = max(0, self._scored_from - top) // cell  # the rows of cells before it ended before the run began
+        rows = -(-(stop - top) // cell) - first
+        scores = self._gate.read(np.stack([self._answers.popleft() for _ in range(rows)], axis=1))
+        highest = scores.max(axis=0)
+        if highest.max() < self._threshold:
             clean = self._clean[: stop - start]
-            return MaskRows(start, clean, clean, segmented=False, gate_scores=scores, tile_columns=self._grid.core_columns)
-        mask = np.zeros((stop - start, self._grid.width), np.uint8)
-        confidence = np.zeros_like(mask)
-        for first in range(0, alarmed.size, len(self._crops)):
-            self._segment(tile_row, alarmed[first : first + len(self._crops)].tolist(), mask, confidence)
-        return MaskRows(start, mask, confidence, gate_scores=scores, tile_columns=self._grid.core_columns)
+            yield MaskRows(start, clean, clean, False, highest, self._gate.cell_columns)
+            return
+        alarmed = np.zeros((self._band_cells, self._gate.cells_across), np.bool_)
+        np.greater_equal(scores, self._threshold, out=alarmed[first : first + rows])
+        rectangles = self._cover.rectangles(alarmed)
+        mask, confidence = np.zeros((2, stop - start, self._width), np.uint8)
+        self._segment(rectangles, top, start, mask, confidence)
+        for begin, end, segmented in _stretches(rectangles, self._band_cells):
+            line_start, line_stop = max(start, top + begin * cell), min(stop, top + end * cell)
+            if line_start >= line_stop:
+                continue
+            here = slice(line_start - start, line_stop - start)
+            clean = self._clean[: line_stop - line_start]
+            yield MaskRows(
+                line_start,
+                mask[here] if segmented else clean,
+                confidence[here] if segmented else clean,
+                segmented,
+                scores[max(0, begin - first) : end - first].max(axis=0),
+                self._gate.cell_columns,
+            )
 
-    def _gate_scores(self, tile_row: int) -> npt.NDArray[np.float32]:
-        """Probability of a defect for each tile of a row."""
-        tiles, _, height, width = self._gate_batch.shape
-        line = tile_row * self._grid.core_lines
-        self._feed.window.cut(line, line + self._grid.core_lines, 0, self._grid.covered_columns, out=self._cores)
-        reduced = self._cores
-        if reduced.shape != self._reduced.shape:
-            reduced = self._reduced
-            cv2.resize(self._cores, reduced.shape[::-1], dst=reduced, interpolation=cv2.INTER_AREA)
-        self._gate_batch[:, 0] = reduced.reshape(height, tiles, width).swapaxes(0, 1)
-        return gate_scores(self._gate.infer(self._gate_batch), self._gate_activation, self._gate_head)
+    def _segment(self, rectangles: list[Rectangle], top: int, start: int, mask: Plane, confidence: Plane) -> None:
+        """Write the classes within the rectangles of a band; row 0 of the planes is line `start`."""
+        for (rows, columns), alike in groupby(rectangles, key=lambda rectangle: (rectangle.rows, rectangle.columns)):
+            crops, waiting = self._crops[rows, columns], list(alike)
+            for first in range(0, len(waiting), len(crops)):
+                some = waiting[first : first + len(crops)]
+                for crop, rectangle in zip(crops[:, 0], some, strict=False):
+                    line, column = self._corner(rectangle, top)
+                    line, column = line - self._halo, column - self._halo
+                    self._window.cut(line, line + crop.shape[0], column, column + crop.shape[1], out=crop)
+                for scores, rectangle in zip(self._session.infer(crops[: len(some)]), some, strict=True):
+                    line, column = self._corner(rectangle, top)
+                    line_start, line_stop = max(line, start), min(line + rows * self._gate.cell_lines, start + len(mask))
+                    if line_start >= line_stop:
+                        continue
+                    column_stop = min(column + columns * self._gate.cell_columns, self._width)
+                    lines = slice(self._halo + line_start - line, self._halo + line_stop - line)
+                    core = scores[:, lines, self._halo : self._halo + column_stop - column]
+                    here = np.s_[line_start - start : line_stop - start, column:column_stop]
+                    mask[here], confidence[here] = self._reading.classes(core)
 
-    def _segment(self, tile_row: int, tiles: list[int], mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.uint8]) -> None:
-        """Write the cores of the tiles of one batch into the rows of the mask."""
-        halo = self._halo
-        top = tile_row * self._grid.core_lines - halo
-        _, _, height, width = self._crops.shape
-        for crop, tile in zip(self._crops, tiles, strict=False):
-            left = tile * self._grid.core_columns - halo
-            self._feed.window.cut(top, top + height, left, left + width, out=crop[0])
-        scores = self._session.infer(self._crops[: len(tiles)])
-        start, stop = self._feed.rows(tile_row)
-        for index, tile in enumerate(tiles):
-            first, last = self._grid.column_span(tile)
-            core = scores[index, :, start - top : stop - top, halo : halo + last - first]
-            mask[:, first:last], confidence[:, first:last] = self._reading.classes(core)
+    def _corner(self, rectangle: Rectangle, top: int) -> tuple[int, int]:
+        """Line and column of the strip where a rectangle of the band at line `top` begins."""
+        return top + rectangle.row * self._gate.cell_lines, rectangle.column * self._gate.cell_columns
+
+    def _allocate_crops(
+        self, heights: tuple[int, ...], widths: tuple[int, ...], batch: int
+    ) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
+        """Batches (batch, 1, h, w) by rows and columns of their rectangles; all in the same memory, one is used at a time."""
+        shapes = {
+            (rows, columns): (
+                batch,
+                1,
+                rows * self._gate.cell_lines + 2 * self._halo,
+                columns * self._gate.cell_columns + 2 * self._halo,
+            )
+            for rows in heights
+            for columns in widths
+        }
+        memory = np.empty(max(map(prod, shapes.values())), np.uint8)
+        return {size: memory[: prod(shape)].reshape(shape) for size, shape in shapes.items()}
+
+
+def _stretches(rectangles: list[Rectangle], rows: int) -> Iterator[tuple[int, int, bool]]:
+    """Rows of cells of a band, half-open, which some rectangle holds a pixel of, or none, by turns."""
+    held = np.zeros(rows, np.bool_)
+    for rectangle in rectangles:
+        held[rectangle.row : rectangle.row + rectangle.rows] = True
+    ends = [0, *(np.flatnonzero(held[1:] != held[:-1]) + 1).tolist(), rows]
+    for start, stop in pairwise(ends):
+        yield start, stop, bool(held[start])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from edge.frame import Lines
@@ -23,7 +25,7 @@ class SlabSegmenter:
     def __init__(self, session: Session, *, width: int, chunk_lines: int, halo: int, stride: int, reading: Reading) -> None:
         check_geometry(halo=halo, stride=stride, chunk_lines=chunk_lines)
         self._session = session
-        self._reading = reading
+        self._reading = replace(reading, steps=session.steps)
         self._halo = halo
         self._columns = slice(halo, halo + width)
         self._feed = SpanFeed(width, step=chunk_lines, before=halo, after=chunk_lines + halo, delay=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from edge.frame import Lines
@@ -25,7 +27,7 @@ class StreamingSegmenter:
         check_geometry(halo=halo, stride=stride, chunk_lines=session.chunk_lines)
         chunk_lines = session.chunk_lines
         self._session = session
-        self._reading = reading
+        self._reading = replace(reading, steps=session.steps)
         self._halo = halo
         self._columns = slice(halo, halo + width)
         delay = halo + session.lag_lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ class TileEngine:
         if batch < 1:
             raise ConfigError(f"tiling.batch: got {batch}; expected at least 1")
         self._session = session
+        self.steps = session.steps
         self._preparation = preparation
         self._batch = np.empty((batch, 1, *preparation.engine_size), np.uint8)
 
@@ -54,7 +55,7 @@ class TileGate:
     def scores(self, tiles: Sequence[Lines]) -> TileScores:
         """Probability of a defect of each tile, (n,) float32."""
         answers = np.stack([answer[:, 0, 0].copy() for answer in self.engine.answers(tiles)])
-        return gate_scores(answers, self.activation, self.head)
+        return gate_scores(answers, self.activation, self.head, self.engine.steps)
 
 
 class TileSegmenter:
@@ -90,7 +91,7 @@ class TileSegmenter:
         self._gate = gate
         self._width = width
         self._lines, self._columns = lines, columns
-        self._canvas = canvas_for(merge, reading, channels, lines, columns, width)
+        self._canvas = canvas_for(merge, replace(reading, steps=engine.steps), channels, lines, columns, width)
         # a tile row finishes those of its rows that the one before did not reach
         self._feed = SpanFeed(
             width, step=lines.step, before=0, after=lines.tile, delay=lines.step - lines.tile, mirrored=lines.step - 1
