@@ -35,6 +35,7 @@ OWN_COMMANDS = {
     "subscribe": "print alerts as they arrive from a broker",
     "bundles": "shipped and given bundles, what each is and its measured quality",
     "config": "check, show or describe a station file",
+    "bench": "what this box carries with this bundle and station file, measured, and what it means",
     "doctor": "what this box has and lacks, and how fast a strip it can carry",
 }
 """Commands of this floor: `edge.commands.NAME`, each with `register(subparsers)` that sets the default `handler`."""

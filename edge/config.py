@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from edge.config_faults import explain, take_out
 from edge.errors import ConfigError
@@ -22,6 +22,11 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Millimetres = Annotated[float, Field(ge=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A part of a topic and of an event's source: letters, digits, dot, dash, underscore."""
+ChunkLines = Annotated[
+    Annotated[int, Field(ge=1, le=4096), Tag("lines")] | Annotated[Literal["auto"], Tag("auto")],
+    # told apart before they are judged: a number that is too large is then one fault, not two
+    Discriminator(lambda value: "auto" if value == "auto" else "lines"),
+]
 
 
 class Section(BaseModel):
@@ -75,7 +80,7 @@ class Scale(Section):
 
 
 class Tiling(Section):
-    """The tile grid of the cascade, and that of mode tiles, whose tiles may overlap."""
+    """The bands and crops of the cascade, and the grid of mode tiles, whose tiles may overlap."""
 
     tile_lines: int | None = Field(None, ge=1, le=16384, description="Lines of a tile in mode tiles; none: the bundle's.")
     tile_columns: int | None = Field(None, ge=1, le=16384, description="Columns of a tile in mode tiles; none: the bundle's.")
@@ -85,7 +90,13 @@ class Tiling(Section):
     pixel_threshold: Fraction | None = Field(
         None, description="Sigmoid segmenters: a class is there from this probability on; none: the bundle's."
     )
-    batch: int = Field(8, ge=1, le=256, description="Tiles that go through an engine at once.")
+    batch: int = Field(8, ge=1, le=256, description="Tiles, or crops of one size, that go through an engine at once.")
+    band_lines: int | None = Field(
+        None,
+        ge=1,
+        le=16384,
+        description="Lines that the cascade finishes at once; none: 256, or the least multiple of the gate's tile above.",
+    )
     halo: int | None = Field(
         None, ge=0, description="Margin of a crop in pixels, a multiple of the engine's stride; none: the bundle's."
     )
@@ -97,8 +108,22 @@ class Tiling(Section):
 class SessionOptions(Section):
     """How engines run."""
 
-    backend: Literal["auto", "ort"] = "auto"
+    backend: Literal["auto", "openvino", "ort"] = Field(
+        "auto", description="auto: OpenVINO, else ONNX Runtime, whichever is installed and answers the bundle's golden tiles."
+    )
     threads: int = Field(0, ge=0, le=256, description="Threads inside one inference; 0: as many as there are cores.")
+    precision: Literal["f32", "bf16"] = Field(
+        "f32", description="Of float operators; bundles are verified in f32. bf16: OpenVINO, on processors that have it."
+    )
+    cache: Path | None = Field(
+        None, description="Folder for compiled engines; none: beside the bundle, or the user's cache where that is read-only."
+    )
+
+    @model_validator(mode="after")
+    def _computable(self) -> SessionOptions:
+        if self.precision == "bf16" and self.backend == "ort":
+            raise ValueError("precision: got bf16, and backend ort computes floats in f32 alone; expected f32, or openvino")
+        return self
 
 
 class ClassRule(Section):
@@ -222,8 +247,10 @@ class StationConfig(Section):
     )
     mode: Literal["dense", "cascade", "tiles"] = "dense"
     dense: Literal["streaming", "slabs"] = "streaming"
-    chunk_lines: int = Field(
-        64, ge=1, le=4096, description="Lines per inference of the dense paths, a multiple of the engine's stride."
+    chunk_lines: ChunkLines = Field(
+        64,
+        description="Lines per inference of the dense paths, a multiple of the engine's stride; the most of a gate that streams; "
+        "auto: what `rust-edge bench` chose on this box, else 64.",
     )
     queue_frames: int = Field(64, ge=2, le=4096, description="Frames between capture and inference.")
     tiling: Tiling = Tiling()

@@ -76,7 +76,7 @@ def key_path(fault: Any) -> tuple[str | int, ...]:
             location = ("source", "path")
         if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
             location = ("source", "kind")
-    return location
+    return location[:1] if location[:1] == ("chunk_lines",) else location
 
 
 def take_out(document: Any, fault: Any) -> bool:

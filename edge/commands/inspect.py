@@ -81,8 +81,8 @@ def _inspect(args: argparse.Namespace) -> int:
             pipeline = engines.pipeline(source.width, strip_id)
             total = sum(extent.lines for extent in extents)
             for findings in _shown(frames_from(source.frames(), pipeline), total):
-                for rows, lines in findings.rows:
-                    outputs.on_rows(rows, lines)
+                for rows in findings.rows:
+                    outputs.on_rows(rows, pipeline.judgement.lines_of(rows))
                 outputs.on_events(findings.events)
                 summary |= _summary_of(findings)
             notes = outputs.notes()
@@ -152,7 +152,7 @@ def _shown(findings: Iterator[Findings], total_lines: int) -> Iterator[Findings]
     """The same findings, with a progress bar where somebody watches."""
     with tqdm(total=total_lines, unit="line", disable=not sys.stderr.isatty(), file=sys.stderr, leave=False) as bar:
         for found in findings:
-            bar.update(sum(len(rows.mask) for rows, _ in found.rows))
+            bar.update(sum(len(rows.mask) for rows in found.rows))
             yield found
 
 
