@@ -1,18 +1,20 @@
 # make demo: see it run. make test: prove it. Both set everything up in .venv first; a second call finds it done.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # setuptools warns of every editable installation with folders in it
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install -q
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench-peers clean
 
 help:
 	@echo "make demo    simulated strip, shipped engines, embedded broker, score card (about 20 s; no torch)"
 	@echo "make test    every test; installs torch and the test tools too"
 	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make bench-peers   the seed systems' loop, MONAI, SAHI, supervision, Model API against rust-edge (some 15 min; ARGS=--quick)"
 	@echo "make clean   remove .venv and what tools left; out/ and runs/ stay"
 	@echo "PYTHON=python3.12 names another interpreter; ARGS='...' goes to rust-edge demo or pytest."
 
@@ -49,6 +51,17 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	$(INSTALL) --group dev -e '.[demo,export,train,keras,openvino,xlsx]'
 	@touch $@ $(VENV)/.demo
 
+# Peers in an environment of their own: they must not decide over the versions that the product is tested with.
+bench-peers: $(PEERS)/.peers
+	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+
+$(PEERS)/.peers: pyproject.toml benchmarks/requirements-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	@echo "installing rust-edge, torch and the peers into $(PEERS) ..."
+	PYTHONWARNINGS=ignore $(PEERS)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0' pytest -e '.[openvino]'
+	PYTHONWARNINGS=ignore $(PEERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r benchmarks/requirements-peers.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What `benchmarks/peers.py` is made of: systems, their engines, strips, agreement, rounds, ratios, page."""
