@@ -1,11 +1,13 @@
-"""Where threads meet: capture -> bounded ring -> inference -> publisher.
+"""Where threads meet: capture -> bounded ring -> inference -> short handover -> judgement -> publisher.
 
     capture thread     takes frames from the source; one that can wait waits for room, a camera's excess is shed
-    inference          the thread that calls `run`: pipeline, then events and progress into the outbox in one transaction
+    inference thread   the pipeline's segmentation: frames in, finished rows out
+    judgement          the thread that calls `run`: the pipeline's other half, then events and progress into the outbox in
+                       one transaction, while inference is at the next lines
     publisher thread   from the outbox to the broker; never waited for
 
-A stage that dies ends the daemon with its error: capture's when its last frames are done, the publisher's at the next
-frame. What was committed is taken up by the next start.
+A stage that dies ends the daemon with its error: capture's and inference's when what came before is committed, the
+publisher's at the next rows. What was committed is taken up by the next start.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,10 +25,11 @@ from types import TracebackType
 from edge.config import StationConfig
 from edge.engines import Engines, config_hash
 from edge.errors import RustEdgeError, StageError
-from edge.events import HealthData, OutboxHealth, outgoing, payload_of
+from edge.events import HealthData, OutboxHealth, StripEvent, outgoing, payload_of
 from edge.frame import FrameSource
+from edge.handover import Handover
 from edge.ledger import Coverage
-from edge.pipeline import Checkpoint, Findings, Pipeline
+from edge.pipeline import Checkpoint, Pipeline, Segmented
 from edge.reporting import coverage_data, health_event
 from edge.ring import FrameRing, RingItem
 from edge.sinks import EventSink
@@ -43,6 +46,8 @@ _log = logging.getLogger(__name__)
 COMMIT_LINES = 4096
 """Progress is committed at least this often, events or not: what a restart has to look at again."""
 HEALTH_EVERY_S = 5.0
+PORTIONS_AHEAD = 4
+"""How far inference runs ahead of judgement: enough for it to go on while a commit waits for the disk, some ms."""
 _IDLE_S = 0.5
 
 
@@ -59,7 +64,8 @@ class Daemon:
     """A station at work on one strip, from its source to its sinks. A context manager around `run`.
 
     origin: names the station file in errors. strip_id: None resumes an unfinished strip of this station, or makes an id
-    from camera and time. observe: called from the inference thread with the counters, every `observe_every_s`.
+    from camera and time. observe: called from the thread of `run` with the counters, every `observe_every_s`.
+    source: taken in place of the one that the file describes, of as many lines a frame.
     Raises the errors of the parts it opens.
     """
 
@@ -70,13 +76,15 @@ class Daemon:
         strip_id: str | None = None,
         observe: Callable[[HealthData], None] | None = None,
         observe_every_s: float = HEALTH_EVERY_S,
+        source: FrameSource | None = None,
     ) -> None:
         self._config, self._origin, self._asked_id = config, origin, strip_id
         self._observe, self._observe_every_s = observe, observe_every_s
+        self._given_source = source
         self._hash = _resume_hash(config)
         self._stop = threading.Event()
         self._stop_reason = "finished"
-        self._captured: BaseException | None = None
+        self._failures: dict[str, BaseException] = {}
         self._opened = ExitStack()
 
     def __enter__(self) -> Daemon:
@@ -89,7 +97,7 @@ class Daemon:
                 self._files.append(opening.enter_context(JsonlSink(config.sinks.jsonl)))
             if config.sinks.csv:
                 self._files.append(opening.enter_context(CsvSink(config.sinks.csv)))
-            self._source = opening.enter_context(open_source(config.source, config.scale))
+            self._source = opening.enter_context(self._given_source or open_source(config.source, config.scale))
             self._publisher: MqttPublisher | None = None
             if config.sinks.mqtt:
                 self._publisher = publisher = MqttPublisher(config.sinks.mqtt, topics_of(config), self._outbox)
@@ -114,19 +122,26 @@ class Daemon:
         strip_id, checkpoint = self._take_up()
         pipeline = self._engines.pipeline(self._source.width, strip_id)
         first_line = self._resume(pipeline, checkpoint) if checkpoint else 0
-        ring = FrameRing(self._config.queue_frames, self._config.source.frame_lines, self._source.width)
+        # frames stay in the ring until they are judged: those on their way leave its `queue_frames` to capture
+        frames = self._config.queue_frames + PORTIONS_AHEAD
+        ring = FrameRing(frames, self._config.source.frame_lines, self._source.width)
+        handover: Handover[tuple[Segmented, RingItem]] = Handover(PORTIONS_AHEAD)
         capture = threading.Thread(target=self._capture, args=(ring, first_line), name="capture", daemon=True)
+        inference = threading.Thread(target=self._infer, args=(ring, pipeline, handover), name="inference", daemon=True)
         self._begin(strip_id, pipeline, ring)
         capture.start()
+        inference.start()
         try:
-            self._infer(ring)
+            self._judge(handover)
         finally:
             ring.close()
+            handover.close()
+            inference.join()
             capture.join(timeout=5.0)
-        if self._captured is not None:
-            raise _stage_error("capture", self._captured) from self._captured
+        for stage, error in self._failures.items():
+            raise _stage_error(stage, error) from error
         interrupted = self._stop.is_set()
-        self._keep(pipeline.finish(ring.shed_at_end(), interrupted), finished=True)
+        self._keep(pipeline.finish(ring.shed_at_end(), interrupted).events, finished=True)
         self._report_health(force=True)
         for sink in self._files:
             sink.flush()
@@ -134,7 +149,7 @@ class Daemon:
 
     def _begin(self, strip_id: str, pipeline: Pipeline, ring: FrameRing) -> None:
         self._strip_id, self._pipeline, self._ring = strip_id, pipeline, ring
-        self._committed_line = pipeline.line_stop
+        self._committed_line = pipeline.judgement.line_stop
         self._throughput = Throughput()
         self._began_s = self._health_s = time.monotonic()
 
@@ -169,29 +184,43 @@ class Daemon:
                 if self._stop.is_set() or not take(frame):
                     break
         except BaseException as error:
-            self._captured = error
+            self._failures["capture"] = error
         finally:
             ring.close()
 
-    def _infer(self, ring: FrameRing) -> None:
-        while not ring.drained:
-            with ring.take(_IDLE_S) as item:
-                if item is not None:
-                    self._inspect(item)
+    def _infer(self, ring: FrameRing, pipeline: Pipeline, handover: Handover[tuple[Segmented, RingItem]]) -> None:
+        try:
+            while not ring.drained:
+                if (item := ring.take(_IDLE_S)) is None:
+                    continue
+                for segmented in pipeline.segmentation.push(item.frame, item.shed_lines):
+                    if not handover.put((segmented, item)):
+                        return
+        except BaseException as error:
+            self._failures["inference"] = error
+        finally:
+            handover.close()
+            ring.close()
+
+    def _judge(self, handover: Handover[tuple[Segmented, RingItem]]) -> None:
+        while not handover.drained:
+            events: list[StripEvent] = []
+            for segmented, item in handover.take_all(_IDLE_S):
+                events += self._pipeline.judgement.judge(segmented).events
+                if segmented.line_stop == item.frame.line_stop:
+                    self._throughput.add(len(item.frame.lines))
+                    self._ring.release(item)
+            self._keep(events)
             self._report_health()
             if self._publisher and self._publisher.failure:
                 raise _stage_error("publisher", self._publisher.failure) from self._publisher.failure
 
-    def _inspect(self, item: RingItem) -> None:
-        self._keep(self._pipeline.push(item.frame, item.shed_lines))
-        self._throughput.add(item.frame.lines.shape[0])
-
-    def _keep(self, findings: Findings, finished: bool = False) -> None:
+    def _keep(self, found: Sequence[StripEvent], finished: bool = False) -> None:
         """Events and progress, on disk in one transaction, then to the files and the publisher."""
-        due = self._pipeline.line_stop - self._committed_line >= COMMIT_LINES
-        if not (findings.events or due or finished):
+        line = self._pipeline.judgement.line_stop
+        if not (found or finished or line - self._committed_line >= COMMIT_LINES):
             return
-        events = [outgoing(event) for event in findings.events]
+        events = [outgoing(event) for event in found]
         checkpoint = self._pipeline.checkpoint()
         progress = Progress(self._strip_id, checkpoint.line, checkpoint.state, self._hash, self._engines.sha256, finished)
         # the files first: killed in between, they hold some events twice, and none is missing
@@ -199,7 +228,7 @@ class Daemon:
             sink.emit(events)
         # without a broker nobody would ever fetch events from the outbox: then it holds progress alone
         self._outbox.commit(events if self._publisher else [], progress)
-        self._committed_line = self._pipeline.line_stop
+        self._committed_line = line
         if self._publisher and events:
             self._publisher.wake()
 
@@ -208,7 +237,7 @@ class Daemon:
         if not force and now_s - self._health_s < self._observe_every_s:
             return
         self._health_s = now_s
-        coverage, width = self._pipeline.coverage, self._source.width
+        coverage, width = self._pipeline.judgement.coverage, self._source.width
         health = HealthData(
             uptime_s=now_s - self._began_s,
             strip_id=self._strip_id,
@@ -217,7 +246,7 @@ class Daemon:
             megapixels_per_s=self._throughput.lines_per_s() * width / 1e6,
             queue_frames=len(self._ring),
             queue_capacity_frames=self._config.queue_frames,
-            open_defects=self._pipeline.open_defects,
+            open_defects=self._pipeline.judgement.open_defects,
             coverage=coverage_data(coverage),
             outbox=OutboxHealth(waiting=self._outbox.depth(), megabytes=self._outbox.megabytes(), dropped=self._outbox.dropped()),
             publisher=self._publisher.counters() if self._publisher else None,

@@ -48,6 +48,8 @@ class CoverageLedger:
         if line_stop < self._line_stop:
             raise ValueError(f"the ledger stands at line {self._line_stop}, got {line_stop}")
         if line_stop > self._line_stop:
+            if self._later and self._later[-1][1] == kind:
+                self._later.pop()
             self._later.append((line_stop, kind))
             self._line_stop = line_stop
 

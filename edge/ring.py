@@ -1,10 +1,9 @@
-"""Where capture and inference meet: a preallocated, bounded ring of frames."""
+"""Where capture meets those who look at frames: a preallocated, bounded ring of them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +13,15 @@ from edge.frame import Frame
 
 @dataclass(frozen=True, slots=True)
 class RingItem:
-    """A frame, and how many lines just before it were shed for want of room."""
+    """A frame in the ring's memory, and how many lines just before it were shed for want of room. slot: where it lies."""
 
     frame: Frame
     shed_lines: int
+    slot: int
 
 
 class FrameRing:
-    """Frames between one capture thread and one inference thread, in order, copied into memory taken once.
+    """Frames from one capture thread, in order, copied into memory taken once; theirs until they are released.
 
     A full ring either makes the capture thread wait (`put`) or sheds the frame (`offer`). Shedding goes on until half
     of the ring is free again: one long gap costs the strip less than many short ones, each of which would end a run
@@ -30,7 +30,7 @@ class FrameRing:
 
     def __init__(self, frames: int, frame_lines: int, width: int) -> None:
         self._slots = np.empty((frames, frame_lines, width), np.uint8)
-        self._waiting: list[tuple[int, Frame, int]] = []
+        self._waiting: deque[RingItem] = deque()
         self._free = list(range(frames))
         self._shedding = False
         self._shed_lines = 0
@@ -38,7 +38,7 @@ class FrameRing:
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        """Frames that wait for inference."""
+        """Frames that wait to be taken."""
         return len(self._waiting)
 
     def put(self, frame: Frame) -> bool:
@@ -67,27 +67,22 @@ class FrameRing:
             raise ValueError(f"frame of {rows} x {columns}, expected at most {self._slots.shape[1]} x {self._slots.shape[2]}")
         kept = self._slots[slot, :rows]
         np.copyto(kept, frame.lines)
-        self._waiting.append((slot, Frame(kept, frame.first_line, frame.captured_ns), self._shed_lines))
+        self._waiting.append(RingItem(Frame(kept, frame.first_line, frame.captured_ns), self._shed_lines, slot))
         self._shed_lines = 0
         self._changed.notify_all()
         return True
 
-    @contextmanager
-    def take(self, timeout_s: float | None = None) -> Iterator[RingItem | None]:
-        """The oldest frame, whose memory is the ring's again when the block is left; None: closed and empty, or timed out."""
+    def take(self, timeout_s: float | None = None) -> RingItem | None:
+        """The oldest frame, to be released once nobody looks at it any more; None: closed and empty, or timed out."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, timeout_s)
-            item = self._waiting.pop(0) if self._waiting else None
-        if item is None:
-            yield None
-            return
-        slot, frame, shed_lines = item
-        try:
-            yield RingItem(frame, shed_lines)
-        finally:
-            with self._changed:
-                self._free.append(slot)
-                self._changed.notify_all()
+            return self._waiting.popleft() if self._waiting else None
+
+    def release(self, item: RingItem) -> None:
+        """A frame's memory is the ring's again. Any thread may say so, once."""
+        with self._changed:
+            self._free.append(item.slot)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """No more frames come; what waits can still be taken."""

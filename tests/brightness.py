@@ -26,6 +26,7 @@ class BrightnessSegmenter:
         rows = []
         while self._next + self._step + self._lag <= self._start + len(self._kept[0]):
             rows.append(self._rows(self._step))
+        self._kept, self._start = [self._kept[0][self._next - self._start :].copy()], self._next
         return rows
 
     def flush(self):

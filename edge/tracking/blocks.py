@@ -6,7 +6,7 @@ function of the strip and not of how its rows arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +21,8 @@ BLOCK_LINES = 64
 block is judged in some 60 numpy calls, whatever its height, which fewer lines would make dearer per line."""
 
 Plane = npt.NDArray[np.uint8]
+LinesOf = Callable[[int, int], Lines]
+"""The image between two lines of the strip, (h, w) uint8; asked for only where something was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Block:
     """Rows of the mask between two places where decisions are taken; planes are None if no pixel of it is foreground.
 
     mask, confidence, lines: (h, w) uint8 as in MaskRows, views of what was pushed or of the cutter's memory: valid
-    until the next push. lines: zero where the rows are clean; None if no lines were pushed.
+    until the next push. lines: zero where the rows are clean; None if there are none to ask for.
     """
 
     first_line: int
@@ -50,7 +52,7 @@ class Block:
 
 
 class BlockCutter:
-    """Cuts rows that arrive in any portions into blocks. Clean rows are counted and not copied."""
+    """Cuts rows that arrive in any portions into blocks. Clean rows are counted, not copied, and their image is not asked for."""
 
     def __init__(self, first_line: int) -> None:
         self.first_line = first_line
@@ -61,18 +63,17 @@ class BlockCutter:
         self._gates: list[GateRows] = []
         self._foreground = False
 
-    def push(self, rows: MaskRows, lines: Lines | None) -> Iterator[Block]:
-        """Blocks that these rows complete. lines: (h, w), the image of the same rows."""
+    def push(self, rows: MaskRows, lines_of: LinesOf | None) -> Iterator[Block]:
+        """Blocks that these rows complete. lines_of: gives the image of these rows."""
         taken = 0
         while taken < len(rows.mask):
             block_stop = (self.line // BLOCK_LINES + 1) * BLOCK_LINES
             count = min(block_stop - self.line, len(rows.mask) - taken)
-            here = slice(taken, taken + count)
-            planes = [rows.mask[here], rows.confidence[here]] + ([] if lines is None else [lines[here]])
+            planes = self._planes_of(rows, slice(taken, taken + count), lines_of)
             if count == block_stop - self.first_line:
-                yield self._whole(planes, rows)
+                yield self._whole(planes, count, rows)
             else:
-                self._keep(planes, rows)
+                self._keep(planes, count, rows)
                 if self.line == block_stop and (block := self.cut()) is not None:
                     yield block
             taken += count
@@ -94,18 +95,27 @@ class BlockCutter:
         self._gates = []
         self._foreground = False
 
-    def _whole(self, planes: list[Plane], rows: MaskRows) -> Block:
-        first, stop = self.line, self.line + len(planes[0])
+    def _planes_of(self, rows: MaskRows, here: slice, lines_of: LinesOf | None) -> list[Plane] | None:
+        """Mask, confidence and image of some rows; None where they are clean, as all are that the gate alone looked at."""
+        if not rows.segmented or not cv2.countNonZero(rows.mask[here]):
+            return None
+        planes = [rows.mask[here], rows.confidence[here]]
+        if lines_of is not None:
+            planes.append(lines_of(rows.first_line + here.start, rows.first_line + here.stop))
+        return planes
+
+    def _whole(self, planes: list[Plane] | None, count: int, rows: MaskRows) -> Block:
+        first, stop = self.line, self.line + count
         self.jump(stop)
-        if not cv2.countNonZero(planes[0]):
+        if planes is None:
             return Block(first, stop)
         return Block(first, stop, planes[0], planes[1], planes[2] if len(planes) > 2 else None, _gates_of(rows, 0, stop - first))
 
-    def _keep(self, planes: list[Plane], rows: MaskRows) -> None:
+    def _keep(self, planes: list[Plane] | None, count: int, rows: MaskRows) -> None:
         start = self.line - self.first_line
-        stop = start + len(planes[0])
-        self.line += len(planes[0])
-        if not cv2.countNonZero(planes[0]):
+        stop = start + count
+        self.line += count
+        if planes is None:
             if self._foreground and self._planes is not None:
                 for held in self._planes:
                     held[start:stop] = 0

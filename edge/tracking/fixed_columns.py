@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from edge.tracking.blocks import BLOCK_LINES
 
+Ints = npt.NDArray[np.int64]
+
 BIN_COLUMNS = 8
-"""Columns of a bin, and bytes of the 64-bit word as which a bin's pixels are tested at once."""
+"""Columns of a bin."""
 
 SEGMENTS = 16
 """Parts of the watched distance: it slides by a sixteenth, and so many counts per bin are all the memory there is."""
@@ -45,12 +47,13 @@ class FixedColumns:
         """The distance really watched."""
         return SEGMENTS * self.segment_lines
 
-    def add(self, layers: npt.NDArray[np.uint8]) -> None:
-        """Count a block's alarmed lines. layers: (h, w), not 0 = alarmed; all of it in the segment under way."""
-        height, width = layers.shape
-        padded = np.zeros((height, self._counts.shape[1] * BIN_COLUMNS), np.uint8)
-        padded[:, :width] = layers
-        self._counts[self._segment % SEGMENTS] += np.count_nonzero(padded.view(np.uint64), axis=0)
+    def add(self, line: Ints, column: Ints) -> None:
+        """Count a block's alarmed lines, all of the segment under way. line, column: of its alarmed pixels, row-major."""
+        bins = self._counts.shape[1]
+        place = line * bins + column // BIN_COLUMNS
+        # row-major, so that the pixels of one line in one bin follow each other
+        once = np.concatenate((place[:1], place[1:][place[1:] != place[:-1]]))
+        self._counts[self._segment % SEGMENTS] += np.bincount(once % bins, minlength=bins)
 
     def advance(self, line: int) -> list[tuple[int, int, int]]:
         """Everything before `line` has been counted. Returns the alerts that this raises: (line, column_start, column_stop)."""
@@ -88,11 +91,15 @@ class FixedColumns:
 
     def state(self) -> dict[str, Any]:
         """What a restored one needs, as JSON values."""
-        return {"segment": self._segment, "counts": self._counts.tolist(), "dirty": np.flatnonzero(self._dirty).tolist()}
+        places = np.flatnonzero(self._counts)
+        counted = [places.tolist(), self._counts.ravel()[places].tolist()]
+        return {"segment": self._segment, "counts": counted, "dirty": np.flatnonzero(self._dirty).tolist()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._segment = state["segment"]
-        self._counts[:] = state["counts"]
+        places, counts = state["counts"]
+        self._counts[:] = 0
+        self._counts.ravel()[places] = counts
         self._dirty[:] = False
         self._dirty[state["dirty"]] = True

@@ -5,16 +5,19 @@ Between blocks only the runs of the last row are kept, each with the region it b
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
+import numpy.typing as npt
 
 from edge.defects import BoxPx
 from edge.tracking.blocks import GateRows, Plane
 from edge.tracking.geometry import Ints, Moments, box_around, pairs_of_ranges
+
+_WORD = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +56,7 @@ class Statistics:
         )
 
     def state(self) -> list[Any]:
-        """As JSON values."""
+        """As JSON values; the runs, of which there may be thousands, as base64 of little-endian integers."""
         moments, box = self.moments, self.box
         return [
             [moments.area, moments.line, moments.column, moments.line_line, moments.line_column, moments.column_column],
@@ -61,14 +64,14 @@ class Statistics:
             list(self.first),
             [self.confidence_sum, self.confidence_peak, self.inside, self.run_count],
             self.gate_score,
-            self.runs.tolist(),
+            b64encode(self.runs.astype("<i8").tobytes()).decode(),
         ]
 
     @staticmethod
     def restored(state: list[Any]) -> Statistics:
         """What `state` was taken from."""
         moments, box, first, (confidence_sum, confidence_peak, inside, run_count), gate_score, runs = state
-        kept = np.array(runs, np.int64).reshape(-1, 3)
+        kept = np.frombuffer(b64decode(runs), "<i8").astype(np.int64).reshape(-1, 3)
         sums = (confidence_sum, confidence_peak, inside, gate_score, kept, run_count)
         return Statistics(Moments(*moments), BoxPx(*box), (first[0], first[1]), *sums)
 
@@ -141,100 +144,129 @@ NO_PARTS = Parts(
 )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """Foreground of a block, row-major. place: (n,) int64, row * width + column. layer, confidence: (n,) uint8.
+
+    lines, width: of the block.
+    """
+
+    lines: int
+    width: int
+    place: Ints
+    layer: Plane
+    confidence: Plane
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def chosen(self, which: npt.NDArray[np.bool_]) -> Pixels:
+        """Those at which `which` (n,) is True."""
+        return Pixels(self.lines, self.width, self.place[which], self.layer[which], self.confidence[which])
+
+
+def find_pixels(layers: Plane, confidence: Plane) -> Pixels:
+    """The pixels of a block that are not 0. layers, confidence: (h, w) uint8.
+
+    Foreground is rare: it is looked for in words of eight pixels.
+    """
+    flat = np.ascontiguousarray(layers).reshape(-1)
+    whole = flat.size - flat.size % _WORD
+    words = np.flatnonzero(flat[:whole].view(np.uint64))
+    inside = np.flatnonzero(flat[:whole].reshape(-1, _WORD)[words])
+    place = words[inside // _WORD] * _WORD + inside % _WORD
+    if whole < flat.size:
+        place = np.concatenate([place, whole + np.flatnonzero(flat[whole:])])
+    place = place.astype(np.int64, copy=False)
+    lines, width = layers.shape
+    return Pixels(lines, width, place, flat[place], np.ascontiguousarray(confidence).reshape(-1)[place])
+
+
 def find_parts(
     first_line: int,
-    layers: Plane,
-    confidence: Plane,
+    pixels: Pixels,
     judged: tuple[Ints, Ints] | None = None,
     gates: Sequence[GateRows] = (),
 ) -> Parts:
-    """Connected components (8 neighbours) of equal, non-zero pixels of one block, with their statistics.
+    """Connected components (8 neighbours) of pixels of one layer in one block, with their statistics.
 
-    layers, confidence: (h, w) uint8; first_line: strip coordinate of row 0. judged: per row, columns from and to which
-    pixels count as `inside`; None: all. One pass over the foreground's runs, whatever the number of components.
+    first_line: strip coordinate of row 0. judged: per row, columns from and to which pixels count as `inside`; None: all.
+    One pass over the foreground's runs, whatever the number of components.
     """
-    line, start, stop = _runs_of(layers)
-    if not len(line):
+    if not len(pixels):
         return NO_PARTS
-    layer = layers[line, start].astype(np.int64)
-    component = _components_of(layers, line, start, layer)
-    order = np.argsort(component, kind="stable")
-    line, start, stop, layer = line[order], start[order], stop[order], layer[order]
-    begins = np.flatnonzero(np.diff(component[order], prepend=-1)).astype(np.int64)
-    bounds = np.append(begins, len(line))
+    begin, line, start, stop, layer = _runs_of(pixels)
+    run_sum = np.add.reduceat(pixels.confidence, begin, dtype=np.int64)
+    run_peak = np.maximum.reduceat(pixels.confidence, begin)
+    component = _components_of(line, start, stop, layer, pixels.width)
+    order = component.argsort(kind="stable")
+    component, line, start, stop, layer = component[order], line[order], start[order], stop[order], layer[order]
+    bounds = component.searchsorted(np.arange(component[-1] + 2)).astype(np.int64, copy=False)
+    begins, ends = bounds[:-1], bounds[1:]
 
     length = stop - start
-    pixels = pairs_of_ranges(line * layers.shape[1] + start, line * layers.shape[1] + stop)[1]
-    values = confidence.ravel()[pixels]
-    pixel_begins = np.concatenate(([0], np.cumsum(length)))[begins]
-    down = line - np.repeat(line[begins], np.diff(bounds))
+    down = line - line[begins][component]
     # Sums over start, start + 1, ... start + length - 1 in closed form.
     column = length * start + length * (length - 1) // 2
     column_column = length * start * start + start * length * (length - 1) + (length - 1) * length * (2 * length - 1) // 6
-    per_run = (length, length * down, column, length * down * down, down * column, column_column)
-    confidence_sum = np.add.reduceat(values, pixel_begins, dtype=np.int64)
-    sums = np.stack([*(np.add.reduceat(summand, begins) for summand in per_run), confidence_sum], axis=1)
-    boxes = np.stack(
-        [
-            first_line + line[begins],
-            first_line + line[bounds[1:] - 1] + 1,
-            np.minimum.reduceat(start, begins),
-            np.maximum.reduceat(stop, begins),
-        ],
-        axis=1,
-    )
+    per_run = (length, length * down, column, length * down * down, down * column, column_column, run_sum[order])
+    sums = np.add.reduceat(np.array(per_run), begins, axis=1).T
+    along = first_line + line[begins], first_line + line[ends - 1] + 1
+    boxes = np.array([*along, np.minimum.reduceat(start, begins), np.maximum.reduceat(stop, begins)]).T
     inside = sums[:, 0]
     if judged is not None:
         kept = np.minimum(stop, judged[1][line]) - np.maximum(start, judged[0][line])
         inside = np.add.reduceat(np.maximum(kept, 0), begins)
-    edges = np.stack([layer, start, stop, np.repeat(np.arange(len(begins)), np.diff(bounds))], axis=1)
+    edges = np.array([layer, start, stop, component]).T
     return Parts(
         layer[begins].tolist(),
         sums[:, 0].tolist(),
-        np.maximum.reduceat(values, pixel_begins).tolist(),
+        np.maximum.reduceat(run_peak[order], begins).tolist(),
         inside.tolist(),
         boxes,
         _by_column(edges[line == 0]),
-        _by_column(edges[line == len(layers) - 1]),
+        _by_column(edges[line == pixels.lines - 1]),
         sums,
         _gate_scores(gates, line, start, stop, begins),
-        np.stack([first_line + line, start, length], axis=1),
+        np.array([first_line + line, start, length]).T.copy(),
         bounds,
     )
 
 
-def _runs_of(layers: Plane) -> tuple[Ints, Ints, Ints]:
-    # One more column of background, so that a run ends with its row.
-    height, width = layers.shape
-    padded = np.zeros((height, width + 1), np.uint8)
-    padded[:, :width] = layers
-    flat = padded.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]).astype(np.int64) + 1
-    if flat[0]:
-        edges = np.concatenate(([0], edges))
-    foreground = flat[edges] != 0
-    starts, stops = edges[foreground], edges[1:][foreground[:-1]]
-    line = starts // (width + 1)
-    return line, starts - line * (width + 1), stops - line * (width + 1)
+def _runs_of(pixels: Pixels) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """Neighbours on a line of one layer, row-major: index of the first pixel, line, column start and stop, layer."""
+    place, layer = pixels.place, pixels.layer
+    follows = (place[1:] == place[:-1] + 1) & (layer[1:] == layer[:-1]) & (place[1:] % pixels.width != 0)
+    bounds = np.concatenate(([0], (~follows).nonzero()[0] + 1, [len(place)]))
+    begin = bounds[:-1]
+    line, start = np.divmod(place[begin], pixels.width)
+    return begin, line, start, start + bounds[1:] - begin, layer[begin].astype(np.int64)
 
 
-def _components_of(layers: Plane, line: Ints, start: Ints, layer: Ints) -> Ints:
-    """The component of each run, numbered in the order of their first runs."""
-    label = np.empty(len(line), np.int64)
-    used = 0
-    for value in np.flatnonzero(np.bincount(layer)).tolist():
-        mine = layer == value
-        rows, columns = line[mine], start[mine]
-        binary = (layers[rows[0] : rows[-1] + 1] == value).view(np.uint8)
-        count, labels = cv2.connectedComponentsWithAlgorithm(binary, 8, cv2.CV_32S, cv2.CCL_BBDT)
-        label[mine] = labels[rows - rows[0], columns] + used
-        used += count
-    # OpenCV's numbering is its own business: the order of the first runs is ours.
-    first = np.full(used, len(line), np.int64)
-    first[label[::-1]] = np.arange(len(line) - 1, -1, -1)
-    rank = np.empty(used, np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(used)
-    return rank[label]
+def _components_of(line: Ints, start: Ints, stop: Ints, layer: Ints, width: int) -> Ints:
+    """The component of each run, numbered in the order of their first runs. The runs are row-major."""
+    # Lines one after another on one axis, so far apart that the end of one does not meet the begin of the next.
+    pitch = width + 2
+    starts, stops = line * pitch + start, line * pitch + stop
+    low = stops.searchsorted(starts + pitch, side="left")
+    high = starts.searchsorted(stops + pitch, side="right")
+    above, below = pairs_of_ranges(low.astype(np.int64, copy=False), high.astype(np.int64, copy=False))
+    alike = layer[above] == layer[below]
+    above, below = above[alike], below[alike]
+    # Each run knows the first run of its tree. In a round every tree that touches earlier ones is hung under the earliest of
+    # them; only trees that touch none are left as they are, so that at least half of those that touch others are gone.
+    itself = np.arange(len(line), dtype=np.int64)
+    first = itself.copy()
+    while len(above):
+        np.minimum.at(first, np.maximum(above, below), np.minimum(above, below))
+        while (first != (further := first[first])).any():
+            first = further
+        above, below = first[above], first[below]
+        apart = above != below
+        above, below = above[apart], below[apart]
+    number = (first == itself).cumsum() - 1
+    component: Ints = number[first]
+    return component
 
 
 def _gate_scores(gates: Sequence[GateRows], line: Ints, start: Ints, stop: Ints, begins: Ints) -> list[float] | None:

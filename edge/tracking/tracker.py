@@ -12,29 +12,28 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edge.config import Scale
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert, Tally
 from edge.errors import ConfigError
-from edge.frame import Lines
 from edge.segmenters import MaskRows
-from edge.tracking.blocks import BLOCK_LINES, Block, BlockCutter
+from edge.tracking.blocks import BLOCK_LINES, Block, BlockCutter, LinesOf
 from edge.tracking.filters import FLOAT_SLACK, Reason, Rules, defect_fault
 from edge.tracking.fixed_columns import FixedColumns
 from edge.tracking.fragments import LENS_LAYER, Fragments
 from edge.tracking.geometry import ellipse_of
 from edge.tracking.groups import Group
-from edge.tracking.regions import NO_PARTS, Parts, RegionJoiner, find_parts
+from edge.tracking.regions import NO_PARTS, Parts, RegionJoiner, find_parts, find_pixels
 from edge.tracking.rle import runs_in_box
 from edge.tracking.strip_edges import find_strip_edges
 
 Report = DefectChange | LensAlert
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class DefectTracker:
@@ -88,14 +87,14 @@ class DefectTracker:
         """Where the next row must lie."""
         return self._cutter.line
 
-    def push(self, rows: MaskRows, lines: Lines | None = None) -> list[Report]:
-        """Take in rows that follow the last ones. lines: the image of the same rows; needed if strip edges are looked for.
+    def push(self, rows: MaskRows, lines_of: LinesOf | None = None) -> list[Report]:
+        """Take in rows that follow the last ones. lines_of: gives the image of these rows; needed if strip edges are looked for.
 
         Raises ValueError if the rows are not the next ones or do not fit.
         """
-        self._check(rows, lines)
+        self._check(rows, lines_of)
         reports: list[Report] = []
-        for block in self._cutter.push(rows, None if self._rules.strip_edges is None else lines):
+        for block in self._cutter.push(rows, None if self._rules.strip_edges is None else lines_of):
             reports += self._judge(block, None)
         return reports
 
@@ -191,7 +190,7 @@ class DefectTracker:
         self._finished = kept["finished"]
         return self._cutter.line
 
-    def _check(self, rows: MaskRows, lines: Lines | None) -> None:
+    def _check(self, rows: MaskRows, lines_of: LinesOf | None) -> None:
         where = f"strip {self._strip_id}, mask rows from line {rows.first_line}"
         if self._finished or rows.first_line != self._cutter.line:
             expected = "no more of a finished strip" if self._finished else f"line {self._cutter.line}"
@@ -201,9 +200,8 @@ class DefectTracker:
         if rows.mask.shape != rows.confidence.shape or rows.mask.shape[1] != self._width:
             shapes = f"{rows.mask.shape} and confidence {rows.confidence.shape}"
             raise ValueError(f"{where}: got mask {shapes}, expected equal shapes of {self._width} columns")
-        if self._rules.strip_edges is not None and (lines is None or lines.shape != rows.mask.shape):
-            got = "none" if lines is None else str(lines.shape)
-            raise ValueError(f"{where}: got image lines {got}, expected {rows.mask.shape}: strip edges are looked for on them")
+        if self._rules.strip_edges is not None and lines_of is None:
+            raise ValueError(f"{where}: got no image of them, expected one: strip edges are looked for on it")
 
     def _set_width(self, width: int) -> None:
         self._width = width
@@ -231,23 +229,25 @@ class DefectTracker:
     def _parts_of(self, block: Block) -> Parts:
         if block.mask is None or block.confidence is None:
             return NO_PARTS
-        confident = cv2.compare(block.confidence, cv2.LUT(block.mask, self._lows), cv2.CMP_GE)
-        layers = block.mask & np.asarray(confident, np.uint8)
-        if not cv2.countNonZero(layers):
+        pixels = find_pixels(block.mask, block.confidence)
+        pixels = pixels.chosen(pixels.confidence >= self._lows[pixels.layer])
+        if not len(pixels):
             return NO_PARTS
-        if int(layers.max()) >= len(self._classes):
-            raise ValueError(f"mask from line {block.first_line} holds class {layers.max()}, expected under {len(self._classes)}")
+        if int(pixels.layer.max()) >= len(self._classes):
+            got = pixels.layer.max()
+            raise ValueError(f"mask from line {block.first_line} holds class {got}, expected under {len(self._classes)}")
         if self._fixed_columns is not None:
-            self._fixed_columns.add(layers)
+            line, column = np.divmod(pixels.place, pixels.width)
+            self._fixed_columns.add(line, column)
             dirty = self._fixed_columns.columns()
             if dirty is not None:
-                layers = np.where(dirty & (layers != 0), layers | LENS_LAYER, layers)
+                pixels = replace(pixels, layer=pixels.layer | dirty[column] * np.uint8(LENS_LAYER))
         judged = None
         edges = self._rules.strip_edges
         if edges is not None and block.lines is not None:
             left, right = find_strip_edges(block.lines, edges.background_below)
             judged = (left + edges.margin_columns, right - edges.margin_columns)
-        return find_parts(block.first_line, layers, block.confidence, judged, block.gates)
+        return find_parts(block.first_line, pixels, judged, block.gates)
 
     def _watch_columns(self, line: int) -> list[Report]:
         """Raise alerts for columns that have turned out to be dirt, and close what lies in them."""

@@ -10,7 +10,7 @@ import pytest
 from stations import events_in, start_daemon, station, told, write_strip
 
 from edge.config import parse_config
-from edge.daemon import Daemon
+from edge.daemon import PORTIONS_AHEAD, Daemon
 from edge.errors import ImageError, OutboxError, StageError
 from edge.ledger import Coverage
 
@@ -109,6 +109,85 @@ def test_a_capture_thread_that_dies_of_anything_is_named_and_never_silent(tmp_pa
         running._source.frames = dying
         with pytest.raises(StageError, match="capture died: RuntimeError: lens cap"):
             running.run()
+
+
+@pytest.mark.parametrize("portions", [0, 7, 23])
+def test_inference_that_dies_is_named_and_after_a_restart_every_event_is_there_once(tmp_path, portions):
+    write_strip(tmp_path / "strip")
+    expected = reference(tmp_path)
+    document = station(tmp_path)
+    with daemon(document) as running:
+        make = running._engines.pipeline
+
+        def doomed(width, strip_id):
+            pipeline = make(width, strip_id)
+            segment = pipeline.segmentation._segmenter.push
+            left = iter(range(portions))
+
+            def push(lines):
+                if next(left, None) is None:
+                    raise RuntimeError("out of order")
+                return segment(lines)
+
+            pipeline.segmentation._segmenter.push = push
+            return pipeline
+
+        running._engines.pipeline = doomed
+        with pytest.raises(StageError, match="inference died: RuntimeError: out of order"):
+            running.run()
+    with daemon(document) as running:
+        assert running.run().coverage == Coverage(inspected=3000)
+    events = events_in(tmp_path / "events.jsonl")
+    assert told(events) == expected
+    assert len(events) == len(expected)
+
+
+def test_a_commit_that_fails_ends_every_thread_with_its_error_and_a_restart_goes_on(tmp_path):
+    write_strip(tmp_path / "strip")
+    expected = reference(tmp_path)
+    document = station(tmp_path, queue_frames=2)
+    before = threading.active_count()
+    with daemon(document) as running:
+        commit, left = running._outbox.commit, iter(range(3))
+
+        def full(events, progress):
+            if next(left, None) is None:
+                raise OutboxError("no space left")
+            commit(events, progress)
+
+        running._outbox.commit = full
+        with pytest.raises(OutboxError, match="no space left"):
+            running.run()
+        assert threading.active_count() == before
+    with daemon(document, strip_id=None) as running:
+        running.run()
+    assert told(events_in(tmp_path / "events.jsonl")) == expected
+
+
+def test_judgement_that_is_slower_than_inference_holds_it_back_and_changes_nothing(tmp_path):
+    write_strip(tmp_path / "strip")
+    expected = reference(tmp_path)
+    ahead = []
+    with daemon(station(tmp_path, queue_frames=2)) as running:
+        make = running._engines.pipeline
+
+        def slow(width, strip_id):
+            pipeline = make(width, strip_id)
+            judge = pipeline.judgement.judge
+
+            def judge_slowly(segmented):
+                ahead.append(pipeline.line_stop - segmented.line_stop)
+                time.sleep(0.005)
+                return judge(segmented)
+
+            pipeline.judgement.judge = judge_slowly
+            return pipeline
+
+        running._engines.pipeline = slow
+        assert running.run().coverage == Coverage(inspected=3000)
+    assert told(events_in(tmp_path / "events.jsonl")) == expected
+    # those taken together, those that wait, and the one under way; a frame of 50 lines is a portion
+    assert 0 < max(ahead) <= (2 * PORTIONS_AHEAD + 1) * 50
 
 
 def test_an_outbox_in_use_by_another_daemon_is_refused(tmp_path):

@@ -21,7 +21,7 @@ def watch(watcher: FixedColumns, blocks: range, columns_of) -> list[tuple[int, i
             columns = columns_of(block * BLOCK_LINES + row)
             if columns is not None:
                 layers[row, columns] = 1
-        watcher.add(layers)
+        watcher.add(*np.nonzero(layers))
         alerts += watcher.advance((block + 1) * BLOCK_LINES)
     return alerts
 

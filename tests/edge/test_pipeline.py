@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import gc
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from edge.errors import SourceError
 from edge.events import DefectClosed, DefectOpened, StripFinished, StripStarted
 from edge.frame import Frame
 from edge.ledger import Coverage
-from edge.pipeline import Pipeline, frames_from
+from edge.pipeline import PORTION_LINES, Pipeline, frames_from
 from edge.reporting import StripContext
 from edge.tracking.filters import resolve_rules
 from edge.tracking.tracker import DefectTracker
@@ -109,6 +111,64 @@ def test_a_pipeline_resumed_from_any_checkpoint_ends_as_the_unbroken_one(stop_af
         after += again.push(frame).events
     after += again.finish().events
     assert story(before + after) == reference
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 699), max_size=10), st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 60))
+def test_events_and_checkpoints_do_not_depend_on_how_far_segmentation_runs_ahead_of_judgement(cuts, leads, missing):
+    """Judged in batches of any size, each later than the segmentation of all its rows, with lost lines in the middle."""
+
+    def through(leads: list[int]) -> tuple[list[tuple], list[tuple[int, int, int]]]:
+        running, waiting, events, checkpoints = pipeline(crop_max_px=64), [], [], []
+        shown = frames(strip(), [350, *cuts])
+        held = [frame for frame in shown if frame.line_stop <= 350 or frame.first_line >= 350 + missing]
+        batch = iter(leads * 2000)
+        wanted = next(batch)
+        for frame in held:
+            for segmented in running.segmentation.push(frame):
+                waiting.append(segmented)
+                if len(waiting) < wanted:
+                    continue
+                for each in waiting:
+                    events += running.judgement.judge(each).events
+                    checkpoints.append((running.judgement.line_stop, running.checkpoint().line, len(events)))
+                waiting, wanted = [], next(batch)
+        for each in [*waiting, running.segmentation.finish()]:
+            events += running.judgement.judge(each).events
+        return story(events + running.judgement.finish().events), checkpoints
+
+    ahead, checkpoints = through(leads)
+    abreast, expected = through([1])
+    assert ahead == abreast
+    assert checkpoints == expected[: len(checkpoints)]
+
+
+def test_a_tall_frame_is_judged_piece_by_piece_and_the_strip_can_be_asked_for_at_each():
+    running, image = pipeline(), strip()
+    seen = []
+    for segmented in running.segmentation.push(Frame(image, 0, 1)):
+        for rows in running.judgement.judge(segmented).rows:
+            lines = running.judgement.lines_of(rows)
+            np.testing.assert_array_equal(lines, image[rows.first_line : rows.line_stop])
+            seen.append((rows.first_line, segmented.line_stop))
+    assert max(newest - first for first, newest in seen) <= 64 + PORTION_LINES
+    assert len(seen) > 5
+
+
+def test_memory_does_not_grow_with_the_strip():
+    running, image = pipeline(crop_max_px=64), strip(512)[:128]
+    held = []
+    tracemalloc.start()
+    try:
+        for index in range(90):
+            running.push(Frame(image, 128 * index, index))
+            running.checkpoint()
+            if index in (29, 89):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[1] - held[0] < 60 * 128, "less than a byte a line: 60 frames more, with two defects in each"
 
 
 def test_missing_lines_are_counted_as_lost_end_what_touches_them_and_never_are_a_defect_or_clean():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge.segmenters import MaskRows
 from edge.tracking.blocks import BLOCK_LINES, BlockCutter, GateRows
 from edge.tracking.geometry import Moments
-from edge.tracking.regions import RegionJoiner, Statistics, find_parts, merge_all
+from edge.tracking.regions import RegionJoiner, Statistics, find_parts, find_pixels, merge_all
 
 MANY = 10**9
 UNHURRIED = settings(deadline=None)
@@ -27,7 +27,7 @@ def regions_of(
     ended: list[tuple[int, Statistics]] = []
     bounds = sorted({0, len(mask), *(cut for cut in cuts if cut < len(mask))})
     for start, stop in itertools.pairwise(bounds):
-        parts = find_parts(start, mask[start:stop], confidence[start:stop], **arguments)
+        parts = find_parts(start, find_pixels(mask[start:stop], confidence[start:stop]), **arguments)
         joined = joiner.join(parts)
         for gone, into in joined.merged:
             layer, statistics = known.pop(gone)
@@ -62,6 +62,37 @@ def masks(draw):
     mask[generator.random((height, width)) < draw(st.sampled_from([0.2, 0.5, 0.7, 0.9]))] = 0
     confidence = generator.integers(1, 256, (height, width)).astype(np.uint8)
     return mask, confidence
+
+
+@UNHURRIED
+@given(masks())
+def test_the_pixels_found_are_those_that_are_not_0_in_the_order_of_lines(drawn):
+    mask, confidence = drawn
+    pixels = find_pixels(mask, confidence)
+    assert np.array_equal(pixels.place, np.flatnonzero(mask))
+    assert np.array_equal(pixels.layer, mask[mask > 0])
+    assert np.array_equal(pixels.confidence, confidence[mask > 0])
+
+
+def test_a_region_that_winds_through_a_whole_block_is_one():
+    """Comb, spiral and staircase: what touches only far from where it begins."""
+    comb = np.zeros((BLOCK_LINES, 201), np.uint8)
+    comb[:-1, ::2] = 1
+    comb[-1] = 1
+    serpentine = np.zeros((BLOCK_LINES, 60), np.uint8)
+    serpentine[::2] = 1
+    serpentine[1::4, -1] = serpentine[3::4, 0] = 1
+    serpentine[-1] = 0
+    spiral = np.zeros((41, 41), np.uint8)
+    line, column, step = 0, -1, (0, 1)
+    for length in [41, *(length for length in range(40, 1, -2) for _ in range(2))]:
+        for _ in range(length):
+            line, column = line + step[0], column + step[1]
+            spiral[line, column] = 1
+        step = (step[1], -step[0])
+    for mask in (comb, serpentine, spiral):
+        for shown in (mask, mask[::-1], mask[:, ::-1]):
+            assert len(find_parts(0, find_pixels(shown, shown))) == cv2.connectedComponents(shown, connectivity=8)[0] - 1 == 1
 
 
 @UNHURRIED
@@ -144,11 +175,11 @@ def test_a_u_is_one_region_from_the_seam_on_where_its_legs_meet():
     mask = np.zeros((12, 9), np.uint8)
     mask[1:10, 1] = mask[3:10, 7] = mask[9, 1:8] = 1
     joiner = RegionJoiner()
-    legs = joiner.join(find_parts(0, mask[:6], mask[:6]))
+    legs = joiner.join(find_parts(0, find_pixels(mask[:6], mask[:6])))
     assert legs.region == (1, 2)
-    bottom = joiner.join(find_parts(6, mask[6:9], mask[6:9]))
+    bottom = joiner.join(find_parts(6, find_pixels(mask[6:9], mask[6:9])))
     assert (bottom.region, bottom.merged, bottom.ended) == ((1, 2), (), ())
-    rest = joiner.join(find_parts(9, mask[9:], mask[9:]))
+    rest = joiner.join(find_parts(9, find_pixels(mask[9:], mask[9:])))
     assert (rest.region, rest.merged, rest.ended) == ((1,), ((2, 1),), (1,))
 
 
@@ -161,7 +192,7 @@ def test_corners_touch_across_a_seam_and_classes_do_not():
 def test_sums_stay_exact_at_the_widest_strip_and_the_farthest_line():
     first, width = 10**12, 16384
     mask = np.ones((BLOCK_LINES, width), np.uint8)
-    moments = find_parts(first, mask, mask).statistics(0, 1).moments
+    moments = find_parts(first, find_pixels(mask, mask)).statistics(0, 1).moments
     pixels = BLOCK_LINES * width
     assert moments.area == pixels
     assert moments.column_column == BLOCK_LINES * sum(column * column for column in range(width))
@@ -198,6 +229,9 @@ def test_blocks_are_the_same_planes_however_the_rows_arrive(seed, first_line, po
     cutter = BlockCutter(first_line)
     blocks, row = [], 0
 
+    def lines_of(start, stop):
+        return lines[start - first_line : stop - first_line]
+
     def take(block):
         planes = [np.zeros((block.line_stop - block.first_line, width), np.uint8)] * 2
         if block.mask is not None:
@@ -212,7 +246,7 @@ def test_blocks_are_the_same_planes_however_the_rows_arrive(seed, first_line, po
     for portion in portions:
         here = slice(row, row + portion)
         rows = MaskRows(first_line + row, mask[here], confidence[here])
-        for block in cutter.push(rows, lines[here] if with_lines else None):
+        for block in cutter.push(rows, lines_of if with_lines else None):
             take(block)
         row += portion
     rest = cutter.cut()

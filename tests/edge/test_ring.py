@@ -14,9 +14,10 @@ def frame(first_line: int, lines: int = 4, grey: int = 7) -> Frame:
 
 
 def take(ring: FrameRing) -> tuple[int, int, int]:
-    with ring.take(0.0) as item:
-        assert item is not None
-        return item.frame.first_line, item.shed_lines, int(item.frame.lines[0, 0])
+    item = ring.take(0.0)
+    assert item is not None
+    ring.release(item)
+    return item.frame.first_line, item.shed_lines, int(item.frame.lines[0, 0])
 
 
 def test_frames_come_out_in_the_order_they_went_in_and_as_they_were():
@@ -77,14 +78,24 @@ def test_put_goes_on_as_soon_as_a_frame_was_taken():
 
 def test_nothing_to_take_is_none_after_the_timeout_and_once_closed():
     ring = FrameRing(1, 4, 8)
-    with ring.take(0.0) as item:
-        assert item is None
+    assert ring.take(0.0) is None
     ring.close()
-    with ring.take(None) as item:
-        assert item is None
+    assert ring.take(None) is None
 
 
 @pytest.mark.parametrize("lines", [np.zeros((5, 8), np.uint8), np.zeros((4, 9), np.uint8)])
 def test_a_frame_that_does_not_fit_is_refused(lines):
     with pytest.raises(ValueError, match="expected at most 4 x 8"):
         FrameRing(2, 4, 8).put(Frame(lines, 0, 0))
+
+
+def test_a_frame_that_is_not_released_keeps_its_memory_whatever_comes_after_it():
+    ring = FrameRing(2, 4, 8)
+    ring.put(frame(0, grey=1))
+    held = ring.take()
+    ring.put(frame(4, grey=2))
+    assert ring.offer(frame(8, grey=3))
+    assert take(ring) == (4, 0, 2)
+    assert ring.offer(frame(12, grey=4))
+    assert (held.frame.lines == 1).all()
+    assert take(ring) == (12, 4, 4)

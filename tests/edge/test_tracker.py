@@ -49,7 +49,9 @@ def strip(height: int, *boxes: tuple[slice, slice], class_index: int = 1, width:
 
 def push(tracker: DefectTracker, mask: np.ndarray, confidence=200, lines=None, **rows):
     planes = np.where(mask > 0, np.broadcast_to(np.asarray(confidence, np.uint8), mask.shape), 0).astype(np.uint8)
-    return tracker.push(MaskRows(tracker.line, mask, planes, **rows), lines)
+    first = tracker.line
+    lines_of = None if lines is None else lambda start, stop: lines[start - first : stop - first]
+    return tracker.push(MaskRows(first, mask, planes, **rows), lines_of)
 
 
 def story(reports) -> list[tuple[str, int, int]]:
@@ -470,7 +472,7 @@ def test_the_checkpoint_is_the_last_block_end_and_is_text():
     push(tracker, strip(100, np.s_[30:, 5:9]))
     line, state = tracker.checkpoint()
     assert line == 64
-    assert state.decode().startswith('{"version":1')
+    assert state.decode().startswith('{"version":2')
     again = tracker_of()
     assert again.restore(state) == 64
     assert again.open_line() == 30

@@ -50,6 +50,31 @@ def test_a_cut_of_an_ended_run_equals_the_run_padded_by_reflection(lines, width,
     np.testing.assert_array_equal(cut, padded[50 + top : 50 + top + height, 40 + left : 40 + left + columns])
 
 
+@given(
+    lines=st.integers(1, 30),
+    begin=st.integers(0, 100),
+    portions=st.lists(st.integers(0, 30), max_size=10),
+    top=st.integers(-50, 50),
+    height=st.integers(1, 50),
+)
+def test_the_pieces_of_a_span_are_what_a_cut_of_it_holds(lines, begin, portions, top, height):
+    window = filled(run(lines, 5), begin, 30, portions)
+    window.end()
+    cut = window.cut(begin + top, begin + top + height, 0, 5)
+    pieces = sorted(window.pieces(begin + top, begin + top + height), key=lambda piece: piece[0].start)
+    assert [rows.start for rows, _ in pieces] == [0, *(rows.stop for rows, _ in pieces[:-1])]
+    np.testing.assert_array_equal(np.concatenate([part for _, part in pieces]), cut)
+
+
+def test_pieces_that_are_not_reflected_are_views_and_end_where_the_ring_does():
+    window = filled(run(50, 3), 0, 20, [10] * 5)
+    pieces = window.pieces(32, 48)
+    assert [rows for rows, _ in pieces] == [slice(0, 8), slice(8, 16)]
+    assert np.shares_memory(*(window.pieces(30, 50)[0][1] for _ in range(2)))
+    with pytest.raises(ValueError, match="expected later"):
+        window.pieces(40, 51)
+
+
 @given(begin=st.integers(0, 100), top=st.integers(-30, 0), known=st.integers(1, 80), bottom=st.integers(1, 60))
 @example(begin=0, top=-5, known=5, bottom=5)
 @example(begin=7, top=-5, known=6, bottom=6)
