@@ -19,8 +19,9 @@ class StreamingSegmenter:
 
     session: made for chunks of `padded_columns(width, halo, stride)` columns; its chunk height is the one used here.
     halo: at least the engine's receptive radius, a multiple of the stride. reading: what the engine's answers mean.
-    Chunk k always holds the strip's lines [k * chunk_lines - halo, (k + 1) * chunk_lines - halo), so that a restart in
-    the middle, and kernels whose rounding depends on a row's place in the chunk, give the same bits. Raises ConfigError.
+    Chunk k always holds the strip's lines [k * chunk_lines - before, (k + 1) * chunk_lines - before), so that a restart in
+    the middle, and kernels whose rounding depends on a row's place in the chunk, give the same bits; `before` is the halo and
+    a little more (`_lines_before`). Raises ConfigError.
     """
 
     def __init__(self, session: StreamingSession, *, width: int, halo: int, stride: int, reading: Reading) -> None:
@@ -30,8 +31,9 @@ class StreamingSegmenter:
         self._reading = replace(reading, steps=session.steps)
         self._halo = halo
         self._columns = slice(halo, halo + width)
-        delay = halo + session.lag_lines
-        self._feed = SpanFeed(width, step=chunk_lines, before=halo, after=chunk_lines - halo, delay=delay)
+        self._before = _lines_before(halo, stride, chunk_lines, session.lag_lines)
+        delay = self._before + session.lag_lines
+        self._feed = SpanFeed(width, step=chunk_lines, before=self._before, after=chunk_lines - self._before, delay=delay)
         self._chunk = np.empty((1, 1, chunk_lines, padded_columns(width, halo, stride)), np.uint8)
         self._delay = delay
 
@@ -60,7 +62,8 @@ class StreamingSegmenter:
     def _step(self, span: int) -> list[MaskRows]:
         first = span * self._feed.step
         chunk = self._chunk[0, 0]
-        self._feed.window.cut(first - self._halo, first + self._feed.after, -self._halo, chunk.shape[1] - self._halo, out=chunk)
+        begin, end = first - self._before, first + self._feed.after
+        self._feed.window.cut(begin, end, -self._halo, chunk.shape[1] - self._halo, out=chunk)
         scores = self._session.step(self._chunk)
         start, stop = self._feed.rows(span)
         if stop <= start:
@@ -68,3 +71,15 @@ class StreamingSegmenter:
         top = first - self._delay
         mask, confidence = self._reading.classes(scores[0, :, start - top : stop - top, self._columns])
         return [MaskRows(start, mask, confidence)]
+
+
+def _lines_before(halo: int, stride: int, chunk_lines: int, lag_lines: int) -> int:
+    """How far chunk 0 reaches before the strip's first line: the halo, and the few lines more with which rows come out best.
+
+    What is found is decided at whole multiples of lines. A chunk whose rows end a little beyond such a multiple lets it be
+    decided at once, one whose rows end a little before it only with the next chunk.
+
+    >>> _lines_before(112, 16, 64, 90)
+    160
+    """
+    return min(range(halo, halo + chunk_lines, stride), key=lambda before: -(before + lag_lines) % chunk_lines)
