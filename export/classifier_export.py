@@ -14,7 +14,7 @@ from export.parity import verify_float
 from export.quality import ClassifierQuality, ClassifierReading, measure_classifier
 from export.radius import Reach
 from export.report_sections import classifier_report
-from export.samples import defective_tiles
+from export.samples import DEFECT_PX, defective_tiles
 from export.sensitivity import Quantization
 from export.tile_form import form_of
 
@@ -57,7 +57,7 @@ def export_classifier(job: Job) -> Exported:
         update={"gate": quality.threshold, "quality": _figures(quality, quality_float, quantization)}
     )
     measured = measure_result(job, manifest, engine, model, quantization, batches, tiles)
-    report = classifier_report(manifest, measured, quality, quality_float, options.defect_px)
+    report = classifier_report(manifest, measured, quality, quality_float, options.defect_px or DEFECT_PX)
     refused = "a classifier looks at tiles whole"
     return finish(job, manifest, engine, None, refused, lambda session: classifier_golden(session, tiles, manifest), report)
 
@@ -72,7 +72,7 @@ def _labelled_tiles(job: Job) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int
         places = np.argsort(order) if order else np.arange(len(job.classes))
         return np.concatenate(parts), places[np.concatenate(labels)].astype(np.intp)
     images, masks = [image for image, _ in job.data.validation], [mask for _, mask in job.data.validation]
-    return form.tiles(images), defective_tiles(masks, form, job.options.defect_px).astype(np.intp)
+    return form.tiles(images), defective_tiles(masks, form, job.options.defect_px or DEFECT_PX).astype(np.intp)
 
 
 def _figures(quality: ClassifierQuality, quality_float: ClassifierQuality, quantization: Quantization | None) -> dict[str, float]:

@@ -48,6 +48,9 @@ def register(subparsers: Subparsers) -> None:
     data.add_argument(
         "--labels", metavar="folders|CSV", help="a classifier's labels: by folders named as classes, or image,class"
     )
+    data.add_argument(
+        "--simulated", metavar="N", help="gate of cells: so many strips of the simulator beside the images (2048x2048 px)"
+    )
     network = parser.add_argument_group("network, where neither checkpoint nor architecture says it")
     network.add_argument("--classes", metavar="A,B,...", help="class names in index order, background or clean steel first")
     network.add_argument("--clean", metavar="NAME", help="a classifier's class that is no defect (default: the first)")
@@ -60,8 +63,12 @@ def register(subparsers: Subparsers) -> None:
     result = parser.add_argument_group("result")
     result.add_argument("--precision", metavar="{fp32,fp16,int8}", help="default: fp32")
     result.add_argument("--max-drop", metavar="POINTS", help="what it may lose: points of mean IoU, or of recall (default: 0.5)")
-    result.add_argument("--recall", metavar="R", help="share of defective tiles that a gate lets through (default: 0.999)")
-    result.add_argument("--defect-px", metavar="N", help="a tile is defective from so many defect pixels on (default: 16)")
+    result.add_argument(
+        "--recall", metavar="R", help="share of defective tiles, or regions, that a gate lets through (default: 0.999)"
+    )
+    result.add_argument(
+        "--defect-px", metavar="N", help="so many defect pixels make a tile defective (default: 16), or a region to be found (8)"
+    )
     result.add_argument("--head", metavar="{logits,probabilities,mask}", help="what the engine answers (default: logits)")
     result.add_argument("--qat", metavar="RECIPE", help="fine-tune where INT8 alone loses too much (configs/export/qat.yaml)")
     result.add_argument("--target", metavar="{onnx,tensorrt}", help="tensorrt also builds the engine, where a GPU is")
@@ -76,9 +83,9 @@ def register(subparsers: Subparsers) -> None:
 
 
 _GIVEN = (
-    "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "classes", "clean", "tile", "strip_tile", "mean",
-    "deviation", "pixel_threshold", "gate_threshold", "precision", "max_drop", "recall", "defect_px", "head", "qat", "target",
-    "speed_s", "threads", "out", "force",
+    "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "simulated", "classes", "clean", "tile",
+    "strip_tile", "mean", "deviation", "pixel_threshold", "gate_threshold", "precision", "max_drop", "recall", "defect_px",
+    "head", "qat", "target", "speed_s", "threads", "out", "force",
 )  # fmt: skip
 
 
@@ -170,6 +177,7 @@ def _list(as_json: bool) -> int:
                 "activation": a.activation,
                 "tile": a.tile,
                 "reduce": a.reduce,
+                "cell": a.cell,
                 "strip_tile": a.strip_tile,
                 "preparation": [step.model_dump() for step in a.preparation],
                 "summary": a.summary,

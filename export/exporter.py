@@ -11,6 +11,7 @@ from export.bundle import check_target, write_refusal
 from export.checkpoints import Checkpoint
 from export.classifier_export import export_classifier
 from export.errors import ExportError
+from export.gate_export import export_gate
 from export.job import Exported, ExportOptions, Job
 from export.loading import TrainedNetwork, load_trained
 from export.networks import Architecture
@@ -39,11 +40,15 @@ def export_bundle(
 def export_network(network: TrainedNetwork, data: ExportData, out: Path, options: ExportOptions, begun: float) -> Exported:
     """`export_bundle` of a network that is loaded. begun: when, by `time.perf_counter`. Raises as that does."""
     architecture = network.architecture
-    if architecture.kind == "classifier" and not (data.validation or data.classified):
+    if architecture.cell is not None and not (data.validation or data.simulated):
+        raise ExportError(f"{architecture.name} needs labelled images (--masks): its threshold is chosen on them")
+    if architecture.kind == "classifier" and not (data.validation or data.classified or data.simulated):
         raise ExportError(f"{architecture.name} needs labelled images (--masks or --labels): its quality is measured on them")
     with tqdm(total=STEPS, leave=False, disable=None) as bar:
         job = Job(network, data, out, options, bar, begun)
         try:
+            if architecture.cell is not None:
+                return export_gate(job, architecture.cell)
             return export_segmenter(job) if architecture.kind == "segmenter" else export_classifier(job)
         except QuantizationLossError as error:
             page = write_refusal(out, refusal_report(out.name, error.tried, options.max_drop, str(error)))

@@ -31,6 +31,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from edge.sessions import Batch
 from export.errors import ExportError
+from export.quantize import float_name
 
 _INT8_MAX = 127
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -95,14 +96,14 @@ def read_places(quantized: onnx.ModelProto) -> Places:
             maker = producers.get(node.input[0])
             if maker is not None and maker.op_type == "DequantizeLinear":
                 continue  # an input of a Concat brought to its scale: that is what the Q behind the Concat does
-            groups[node.input[0]] = node.input[1]
+            groups[float_name(node.input[0])] = node.input[1]
             limits[node.input[1]] = float(numpy_helper.to_array(constants[node.input[1]])) * _INT8_MAX
             continue
         source = producers.get(node.input[1]) if len(node.input) > 1 else None
         if source is not None and source.op_type == "DequantizeLinear" and source.input[0] in constants:
             integers = numpy_helper.to_array(constants[source.input[0]]).astype(np.int64)
             # the largest weight of every channel becomes the largest integer
-            weightings.append(Weighting(node.output[0], int(np.abs(integers).max())))
+            weightings.append(Weighting(float_name(node.output[0]), int(np.abs(integers).max())))
     return Places(groups, limits, tuple(weightings))
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edge.bundle import Golden
 from edge.manifest import Manifest
-from edge.sessions import Session
+from edge.sessions import Batch, Session
 from export.errors import ExportError
 from export.samples import Image
 from export.tile_form import cells
@@ -50,6 +50,20 @@ def classifier_golden(session: Session, tiles: npt.NDArray[np.uint8], manifest: 
     # of several logits the first one is clean steel's: a sure one last
     order = scores[:, 0] if scores.shape[1] == 1 else -scores[:, 0]
     return _ask(session, candidates[_spread(order.copy(), CLASSIFIER_TILES)], manifest, 1)
+
+
+def gate_golden(session: Session, images: Sequence[Batch], manifest: Manifest) -> Golden:
+    """Golden patches of a gate that scores cells, evenly spread over the highest score on each. images: (1, 1, h, w) each."""
+    size = manifest.input
+    side = min(PATCH, size.tile_height, size.tile_width)
+    cut = [cell for image in images for cell in cells(image[0, 0], side, side)]
+    candidates = np.stack(cut[:: -(-len(cut) // CANDIDATES)])
+    asked = Golden(candidates, np.zeros((0, 0), np.float16), np.zeros(0, np.uint8), 1)
+    tiles = asked.tiles(size.tile_height, size.tile_width)
+    # defects have the channels behind clean steel's, which a sigmoid has none for
+    first = int(manifest.activation == "softmax")
+    highest = [session.infer(part)[:, first:].max(axis=(1, 2, 3)) for part in np.array_split(tiles, -(-len(tiles) // 8))]
+    return _ask(session, candidates[_spread(np.concatenate(highest), CLASSIFIER_TILES)], manifest, 1)
 
 
 def _ask(session: Session, patches: npt.NDArray[np.uint8], manifest: Manifest, step: int) -> Golden:

@@ -32,7 +32,7 @@ from export.passes.streaming import StreamedModel
 from export.quantize import quantize
 from export.radius import Reach
 from export.report import Report
-from export.samples import DEFECT_PX, ExportData
+from export.samples import ExportData
 from export.sensitivity import Judge, Quantization, QuantizationLossError, quantize_within
 
 COMPARED = 16
@@ -54,8 +54,9 @@ class ExportOptions:
     classes: names in index order; none: the checkpoint's, else the architecture's. clean: a classifier's class that is no
         defect; none: the first.
     max_drop: points that the result may lose: of mean IoU; of a gate, of recall less clean tiles let through; else of accuracy.
-    recall: share of defective tiles that a gate's threshold keeps.
-    defect_px: from so many defect pixels on a gate's tile is defective.
+    recall: share of defective tiles, or of the regions on the strip, that a gate's threshold keeps.
+    defect_px: from so many defect pixels on a gate's tile is defective, or a region one to be found; None: DEFECT_PX of a tile,
+        SMALLEST_PX of a region.
     head: what the engine answers. fine_tuning: tried where INT8 alone loses too much.
     speed_s: processor time for measuring speed; 0: not measured, and the same checkpoint gives the same bundle bit for bit.
     threads: of ONNX Runtime; 0: one per core.
@@ -66,7 +67,7 @@ class ExportOptions:
     clean: str | None = None
     max_drop: float = 0.5
     recall: float = 0.999
-    defect_px: int = DEFECT_PX
+    defect_px: int | None = None
     head: Head = "logits"
     fine_tuning: FineTuning | None = None
     speed_s: float = 0.0
@@ -79,7 +80,7 @@ class ExportOptions:
             raise ExportError(f"max_drop is {self.max_drop}, expected points, 0 or more")
         if not 0.0 < self.recall <= 1.0:
             raise ExportError(f"recall is {self.recall}, expected above 0 and up to 1")
-        if self.defect_px < 1:
+        if self.defect_px is not None and self.defect_px < 1:
             raise ExportError(f"defect_px is {self.defect_px}, expected at least 1")
         if not self.speed_s >= 0.0:
             raise ExportError(f"speed_s is {self.speed_s}, expected seconds, 0 or more")
@@ -226,6 +227,7 @@ def manifest_of(job: Job, reach: Reach, quantization: Quantization | None, heigh
         preparation=architecture.preparation,
         strip_tile=architecture.strip_tile,
         pixel_threshold=architecture.pixel_threshold,
+        cell=architecture.cell,
         stride=reach.stride,
         radius=reach.radius,
         halo=0,

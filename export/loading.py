@@ -297,7 +297,14 @@ def _named(network: TrainedNetwork) -> TrainedNetwork:
     architecture = network.architecture
     names, activation = architecture.classes, architecture.activation
     sizes = network.model.graph.output[0].type.tensor_type.shape.dim
-    kind = "segmenter" if len(sizes) == 4 else "classifier"
+    kind = "segmenter" if len(sizes) == 4 and architecture.cell is None else "classifier"
+    if architecture.cell is not None and [size.dim_value * architecture.cell for size in sizes[2:]] != list(architecture.tile):
+        scores = "x".join(str(size.dim_value) for size in sizes[2:]) or "one score"
+        height, width = architecture.tile
+        raise ExportError(
+            f"the network answers {scores} to a tile of {height}x{width}, {architecture.name} scores cells of "
+            f"{architecture.cell}x{architecture.cell}; take another --arch"
+        )
     if kind != architecture.kind:
         scores = "scores per pixel" if kind == "segmenter" else "scores per image"
         raise ExportError(f"the network answers {scores}, {architecture.name} is a {architecture.kind}; take another --arch")

@@ -122,9 +122,10 @@ def _verdicts(job: Job, manifest: Manifest, reference: Session, session: Session
     thresholds = (manifest.gate.score, manifest.gate.score) if manifest.gate else None
     allowed = min(1.0, max(FLIPPED_VERDICTS, job.options.max_drop / 100.0))
     found = compare_verdicts(reference, session, tiles, manifest.activation, thresholds, allowed)
-    note = f"{found.tiles} tiles, decided by either engine at the threshold, or by the most probable class where there is none."
+    what = "tiles" if manifest.cell is None else "cells"
+    note = f"{found.tiles} {what}, decided by either engine at the threshold, or by the most probable class where there is none."
     rows = (("defective became clean", found.missed), ("clean became defective", found.added), ("another class", found.renamed))
-    return Section("Verdicts", note, ("flip", "tiles"), rows)
+    return Section("Verdicts", note, ("flip", what), rows)
 
 
 def _selection(job: Job) -> list[Section]:

@@ -150,17 +150,17 @@ def verify_stream(
 
     open_stream(width, chunk_lines) gives the streaming session, of the same backend as `session`. strip: (lines, columns)
     uint8, already reflected by the halo on its four sides, columns a multiple of the stride. Rows within the halo of its
-    ends are not compared.
+    ends, a multiple of the cell, are not compared.
     """
-    lines, columns = strip.shape
-    stride = max((state.stride for state in streaming.states), default=1)
+    (lines, columns), cell = strip.shape, streaming.cell
+    stride = max((cell, *(state.stride for state in streaming.states)))
     step = -(-STREAM_CHUNK // stride) * stride
     chunks = -(-(lines + streaming.lag_lines) // step)
     fed = np.pad(strip, ((0, chunks * step - lines), (0, 0)), mode="reflect")
     with open_stream(columns, step) as stream:
         parts = [stream.step(chunk[None, None]).copy() for chunk in fed.reshape(chunks, step, columns)]
-    inside = slice(halo, lines - halo)
-    streamed = np.concatenate(parts, axis=2)[:, :, streaming.lag_lines :][:, :, inside]
+    inside = slice(halo // cell, (lines - halo) // cell)
+    streamed = np.concatenate(parts, axis=2)[:, :, streaming.lag_lines // cell :][:, :, inside]
     whole = session.infer(strip[None, None])[:, :, inside]
     parity = compare_scores([whole], [streamed], activation)
     if not parity.max_difference <= STREAM_TOLERANCE:

@@ -38,7 +38,8 @@ class WholeTileError(ExportError):
 class Reach:
     """What one output pixel depends on: input pixels at most `radius` away, on a grid of `stride` pixels.
 
-    radius is the larger one of above, below, left and right; an output is the same at every shift by `stride`.
+    radius is the larger one of above, below, left and right; an output is the same at every shift by `stride`. Where one
+    output stands for a cell of pixels, it counts from the cell's own.
     """
 
     stride: int
@@ -50,8 +51,8 @@ class Reach:
         return -(-self.radius // self.stride) * self.stride
 
 
-def measure_reach(model: onnx.ModelProto) -> Reach:
-    """Stride and receptive radius of a float segmenter, `image` (n, 1, h, w) -> `scores` (n, classes, h, w).
+def measure_reach(model: onnx.ModelProto, cell: int = 1) -> Reach:
+    """Stride and receptive radius of a float network, `image` (n, 1, h, w) -> `scores` (n, channels, h / cell, w / cell).
 
     One line of pixels at a time is changed, at every phase of the stride, once along and once across; what changes in the scores
     is counted. Every tensor is reduced to one channel that says where influence has got to: weights are ones, each sum its sign,
@@ -63,9 +64,9 @@ def measure_reach(model: onnx.ModelProto) -> Reach:
     """
     stride = measure_stride(model)
     session = _session(_influence_graph(model))
-    radius = max(_radius_along(session, axis, stride) for axis in (0, 1))
+    radius = max(_radius_along(session, axis, stride, cell) for axis in (0, 1))
     reach = Reach(stride, radius)
-    _show_enough(model, reach)
+    _show_enough(model, reach, cell)
     return reach
 
 
@@ -85,18 +86,18 @@ def measure_stride(model: onnx.ModelProto) -> int:
     return int(along)
 
 
-def _radius_along(session: ort.InferenceSession, axis: int, stride: int) -> int:
+def _radius_along(session: ort.InferenceSession, axis: int, stride: int, cell: int) -> int:
     """Largest distance, px, at which scores change along rows (0) or columns (1). Raises WholeTileError."""
     side = 8 * stride
     while side <= LARGEST_FIELD:
-        radius = _radius_in_field(session, axis, side, stride)
+        radius = _radius_in_field(session, axis, side, stride, cell)
         if radius is not None:
             return radius
         side *= 2
     raise WholeTileError("", f"a pixel of the network's output depends on input more than {LARGEST_FIELD // 2} px away")
 
 
-def _radius_in_field(session: ort.InferenceSession, axis: int, side: int, stride: int) -> int | None:
+def _radius_in_field(session: ort.InferenceSession, axis: int, side: int, stride: int, cell: int) -> int | None:
     """Largest distance at which scores change, or None where the change reaches the border of the field."""
     first = side // 2
     touched = np.zeros((stride, 1, side, _NARROW * stride), np.float32)
@@ -108,13 +109,14 @@ def _radius_in_field(session: ort.InferenceSession, axis: int, side: int, stride
         places = np.flatnonzero(reached)
         if not places.size:
             raise ExportError(f"no score depends on the pixel at phase {phase} of the stride {stride}; expected all to matter")
-        if places[0] == 0 or places[-1] == side - 1:
+        if places[0] == 0 or places[-1] == side // cell - 1:
             return None
-        radius = max(radius, int(np.abs(places - (first + phase)).max()))
+        pixel, begins = first + phase, places * cell
+        radius = max(radius, int(np.maximum(begins - pixel, pixel - (begins + cell - 1)).max()))
     return radius
 
 
-def _show_enough(model: onnx.ModelProto, reach: Reach) -> None:
+def _show_enough(model: onnx.ModelProto, reach: Reach, cell: int = 1) -> None:
     """Raises ExportError where scores change although no pixel within the radius does."""
     session = _session(with_input_size(model, "height", "width"))
     rng = np.random.default_rng(0)
@@ -127,7 +129,7 @@ def _show_enough(model: onnx.ModelProto, reach: Reach) -> None:
         answers = []
         for image in (one, other) if axis == 0 else (one.T, other.T):
             scores = session.run(None, {INPUT: np.ascontiguousarray(image[None, None])})[0]
-            answers.append(np.moveaxis(scores, 2 + axis, 0)[core].astype(np.float64))
+            answers.append(np.moveaxis(scores, 2 + axis, 0)[core.start // cell : core.stop // cell].astype(np.float64))
         difference, spread = float(np.abs(answers[0] - answers[1]).max()), float(np.ptp(answers[0]))
         if not difference <= _ROUNDING * spread:
             raise ExportError(

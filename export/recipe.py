@@ -15,6 +15,7 @@ from edge.config import apply_override
 from edge.config_faults import explain
 from edge.errors import ConfigError
 from edge.manifest import Fraction, TileStep
+from export.simulated import SimulatedSteel
 
 LARGEST_SIDE: Final = 1 << 14
 """Of a tile, px: far beyond what a box has memory for."""
@@ -35,6 +36,11 @@ def _sized(value: object) -> object:
     return value.lower().split("x") if isinstance(value, str) else value
 
 
+def _counted(value: object) -> object:
+    """A number of strips, as a command line has it, all else as it is by default."""
+    return value if isinstance(value, dict | SimulatedSteel) else {"strips": value}
+
+
 def _on_disk(path: Path) -> Path:
     if "\0" in str(path):
         raise ValueError("no file has a name with a zero byte in it")
@@ -53,6 +59,7 @@ Channels = Annotated[tuple[float, ...], Field(min_length=1, max_length=16), Befo
 Deviations = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=16), BeforeValidator(_listed)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2), BeforeValidator(_listed)]
 FilePath = Annotated[Path, AfterValidator(_on_disk)]
+Simulated = Annotated[SimulatedSteel, BeforeValidator(_counted)]
 
 
 class ExportRecipe(BaseModel):
@@ -81,10 +88,16 @@ class ExportRecipe(BaseModel):
     labels: Literal["folders"] | FilePath | None = Field(
         None, description="Classifier: `folders` named as its classes, or a table `image,class`."
     )
+    simulated: Simulated | None = Field(None, description="Gate of cells: strips of the simulator beside the images.")
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     max_drop: float = Field(0.5, ge=0, description="Points that the result may lose.")
-    recall: float = Field(0.999, gt=0, le=1, description="Share of defective tiles that a gate lets through.")
-    defect_px: int = Field(16, ge=1, description="A tile is defective from so many defect pixels in its mask on.")
+    recall: float = Field(0.999, gt=0, le=1, description="Share of defective tiles, or regions, that a gate lets through.")
+    defect_px: int | None = Field(
+        None,
+        ge=1,
+        description="A tile is defective from so many defect pixels in its mask on; none: 16. A gate of cells: a "
+        "region of so many is to be found; none: 8.",
+    )
     head: Literal["logits", "probabilities", "mask"] = Field("logits", description="What the engine answers.")
     qat: FilePath | None = Field(None, description="Recipe of quantization-aware fine-tuning, where INT8 alone loses too much.")
     target: Literal["onnx", "tensorrt"] = "onnx"
@@ -112,6 +125,7 @@ _EXPECTED: Final = {
     "mean": "numbers, one a channel, separated by commas",
     "deviation": "numbers above 0, one a channel, separated by commas",
     "preparation": "a list of steps, each with its `kind`, clahe (clip_limit, grid_rows, grid_columns) or resize (method)",
+    "simulated": "how many strips, or `strips` with width, lines, first_seed and defects of them",
     "labels": "`folders`, or a CSV file with the columns image and class",
 }
 """Of values that are more than one number or word."""

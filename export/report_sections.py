@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from edge.manifest import Manifest
 from edge.pages.page import Fact, Section, Value
 from edge.pages.plots import Bars, Histogram, Plot, Series, Steps, short
+from export.gate_quality import GateQuality
 from export.halo import HaloMeasurement
 from export.parity import HISTOGRAM_EDGES, Parity
 from export.passes.streaming import StreamedModel
@@ -172,6 +173,78 @@ def classifier_report(
         fact = Fact("recall at the threshold", f"{100 * quality.threshold.recall:.2f} %", remark)
     else:
         fact = Fact("accuracy", f"{100 * quality.figures.accuracy:.2f} %", f"{quality.defective + quality.clean} tiles")
+    return _report(manifest, measured, sections, compared, fact, None, True)
+
+
+def gate_report(
+    manifest: Manifest,
+    measured: Measured,
+    quality: GateQuality,
+    quality_float: GateQuality,
+    streamed: StreamedModel | None,
+    refused: str | None,
+    smallest_px: int,
+) -> Report:
+    """Report of a gate that scores cells.
+
+    streamed: None where it does not stream, and `refused` says why. smallest_px: regions below count as no defects.
+    """
+    cell_px = (manifest.cell or 1) * manifest.input.reduce
+    rows = [
+        (
+            name,
+            steel,
+            found.threshold.score,
+            recall.regions,
+            recall.recall,
+            recall.covered,
+            recall.clean_cells,
+            recall.alarmed_clean,
+        )
+        for name, found in ((manifest.precision, quality), ("float", quality_float))
+        for steel, recall in {"all": found.overall, **found.by_steel}.items()
+    ]
+    counted = f"{quality.overall.regions} regions of at least {smallest_px} px, {quality.overall.clean_cells} clean cells"
+    sections = [
+        Section(
+            "Quality",
+            f"Cells of {cell_px} x {cell_px} px; {counted}. A region is found where one of its cells is alarmed. Each engine "
+            "has a threshold of its own, chosen by the share of the regions found, which it keeps on every kind of steel.",
+            ("engine", "steel", "threshold", "regions", "found", "defect px in alarmed cells", "clean cells", "clean alarmed"),
+            tuple(rows),
+        ),
+        Section(
+            "Choice of the threshold",
+            "What finding so many of the regions on every kind of steel costs in alarmed clean cells. Where regions are few, the "
+            "highest shares hang on one or two of them.",
+            ("recall", "threshold", *(f"clean alarmed, {name}" for name in quality.by_steel)),
+            tuple(
+                (share, next(iter(found.values())).threshold, *(recall.alarmed_clean for recall in found.values()))
+                for share, found in quality.choices.items()
+            ),
+        ),
+        _streaming_section(streamed, refused),
+    ]
+    names = ["all", *quality.by_steel]
+    labels = [f"{what}, {name}" for name in names for what in ("regions found", "clean cells alarmed")]
+    before, after = (
+        [value for recall in (found.overall, *found.by_steel.values()) for value in (recall.recall, recall.alarmed_clean)]
+        for found in (quality_float, quality)
+    )
+    compared = _compared(
+        "Recall and alarms",
+        f"{counted}; each engine at its own threshold. Behind the bars: points gained or lost.",
+        "share",
+        tuple(labels),
+        before,
+        after,
+        manifest.precision,
+    )
+    fact = Fact(
+        "regions found at the threshold",
+        f"{100 * quality.threshold.recall:.2f} %",
+        f"{100 * quality.threshold.passed_clean:.1f} % of clean cells alarmed",
+    )
     return _report(manifest, measured, sections, compared, fact, None, True)
 
 
@@ -340,7 +413,7 @@ def _facts(manifest: Manifest, measured: Measured) -> list[Fact]:
     if found is not None:
         budget = "" if measured.max_drop is None else f"{short(measured.max_drop)} allowed; "
         layers = "1 layer" if len(found.float_layers) == 1 else f"{len(found.float_layers)} layers"
-        kept = f"{layers} in float" if found.float_layers else "all layers in INT8 but the head"
+        kept = f"{layers} in float" if found.float_layers else "no layer put back to float"
         within = measured.max_drop is None or found.loss <= measured.max_drop
         facts.append(Fact("points lost by INT8", f"{found.loss:.2f}", budget + kept, "good" if within else "bad"))
     if measured.sizes:
@@ -402,7 +475,7 @@ def _common_sections(measured: Measured) -> list[Section]:
             Section(
                 "Ranges",
                 f"Points lost by how {measured.calibration_tiles} images give ranges; {found.method} is used. "
-                f"In float besides the head: {', '.join(found.float_layers) or 'nothing'}.",
+                f"Put back to float: {', '.join(found.float_layers) or 'nothing'}.",
                 ("method", "points lost"),
                 tuple(found.methods.items()),
             )
@@ -423,6 +496,8 @@ def _summary(manifest: Manifest, measured: Measured) -> dict[str, Value]:
     }
     if manifest.kind == "segmenter":
         summary |= {"receptive radius": manifest.radius, "halo of the cascade": manifest.halo}
+    if manifest.cell is not None:
+        summary |= {"cell": manifest.cell, "receptive radius": manifest.radius, "halo": manifest.halo}
     if manifest.gate is not None:
         summary |= {
             "gate threshold": manifest.gate.score,

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from onnx import TensorProto
 
+from calibration.gate_recall import SMALLEST_PX
 from edge.errors import ConfigError
 from edge.manifest import Resize
 from export.bundle import Existing, check_target
@@ -15,13 +16,14 @@ from export.checkpoints import Checkpoint, ModuleContent, OnnxContent, StateCont
 from export.errors import ExportError
 from export.exporter import export_network
 from export.fine_tuning import load_fine_tuning
+from export.gate_quality import count_truth
 from export.job import Exported, ExportOptions
 from export.loading import check_framework, load_trained
 from export.networks import Architecture, find_architecture, settle
 from export.networks.grey_input import Normalisation
 from export.passes.image_input import find_image_input
 from export.recipe import ExportRecipe, flag_of
-from export.samples import ExportData, defective_tiles, read_classified, read_folder
+from export.samples import DEFECT_PX, ExportData, defective_tiles, read_classified, read_folder
 from export.tensorrt_build import build_for_device
 from export.tile_form import form_of
 
@@ -29,8 +31,9 @@ _ANY_VALUE = 256
 """Classes of a mask that a gate is measured with: any value above 0 is a defect, so the masks of any segmenter serve it."""
 
 _MEANINGLESS: Final = {
-    "segmenter": ("labels", "clean", "gate_threshold", "recall", "defect_px"),
-    "classifier": ("pixel_threshold",),
+    "segmenter": ("labels", "clean", "gate_threshold", "recall", "defect_px", "simulated"),
+    "classifier": ("pixel_threshold", "simulated"),
+    "gate of cells": ("pixel_threshold", "labels", "strip_tile", "preparation"),
 }
 """Keys that mean nothing to a kind of network."""
 
@@ -74,12 +77,18 @@ def run_recipe(recipe: ExportRecipe) -> tuple[Exported, list[str]]:
 
 def check_kind(recipe: ExportRecipe, architecture: Architecture) -> None:
     """Raise ConfigError where a recipe says what means nothing to this kind of network."""
-    for key in _MEANINGLESS[architecture.kind]:
+    kind = architecture.kind if architecture.cell is None else "gate of cells"
+    for key in _MEANINGLESS[kind]:
         if (value := getattr(recipe, key)) != ExportRecipe.model_fields[key].default:
             instead = "expected --masks DIR" if key == "labels" else "leave it out"
-            raise ConfigError(f"{flag_of(key)}: got {value}, but {architecture.name} is a {architecture.kind}; {instead}")
+            raise ConfigError(f"{flag_of(key)}: got {value}, but {architecture.name} is a {kind}; {instead}")
     if recipe.head == "mask" and architecture.kind == "classifier":
         raise ConfigError(f"--head: got mask, but {architecture.name} is a classifier; expected logits or probabilities")
+    if architecture.cell is not None and recipe.masks is None:
+        raise ConfigError(
+            f"--masks: got none, but {architecture.name} is a gate of cells; expected masks of its images (--masks DIR): its "
+            "threshold is chosen on them"
+        )
     if architecture.kind == "classifier" and recipe.masks is None and recipe.labels is None:
         raise ConfigError(
             f"--labels, --masks: got neither, but {architecture.name} is a classifier; expected the classes of its images "
@@ -180,15 +189,26 @@ def read_data(recipe: ExportRecipe, architecture: Architecture) -> ExportData:
     whole, cell = form.strip is None, form.strip or (1, 1)
     if architecture.kind == "segmenter":
         return read_folder(recipe.calibration, recipe.masks, len(names), whole=whole, cell=cell, class_names=names)
+    if architecture.cell is not None:
+        data = read_folder(recipe.calibration, recipe.masks, _ANY_VALUE, cell=cell, simulated=recipe.simulated)
+        smallest_px = recipe.defect_px or SMALLEST_PX
+        regions, clean = count_truth([*data.validation, *data.simulated], architecture.cell * architecture.reduce, smallest_px)
+        if not regions or not clean:
+            raise ConfigError(
+                f"--masks: got {regions} regions of {smallest_px} defect pixels or more and {clean} clean cells in "
+                f"{recipe.masks}; expected some of both: a gate's threshold is where they part (--defect-px)"
+            )
+        return data
     if len(names) > 2:
         raise ConfigError(
             f"--masks: got {recipe.masks}, but {architecture.name} tells {len(names)} classes apart, and masks say only where "
             "defects are; expected --labels"
         )
     data = read_folder(recipe.calibration, recipe.masks, _ANY_VALUE, whole=whole, cell=cell)
-    defective = defective_tiles([mask for _, mask in data.validation], form, recipe.defect_px)
+    defect_px = recipe.defect_px or DEFECT_PX
+    defective = defective_tiles([mask for _, mask in data.validation], form, defect_px)
     if defective.all() or not defective.any():
-        shown = f"{'all' if defective.all() else 'none'} of {len(defective)} tiles with {recipe.defect_px} defect pixels or more"
+        shown = f"{'all' if defective.all() else 'none'} of {len(defective)} tiles with {defect_px} defect pixels or more"
         raise ConfigError(
             f"--masks: got {shown} in {recipe.masks}; expected some, and some without: a gate's threshold is where they part "
             "(--defect-px)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from edge.errors import ConfigError, ImageError
 from edge.labelled import MaskedImage, classed_by_folder, classed_by_table, images_below, pair_with_masks, read_mask
 from edge.sources.images import read_image
 from export.errors import ExportError
+from export.simulated import SimulatedSteel, simulated_strips
 from export.tile_form import TileForm, cells
 
 Image = npt.NDArray[np.uint8]
@@ -49,29 +50,35 @@ class ExportData:
     validation: for thresholds and measured quality; may be empty for a segmenter, whose loss is then measured against
         the float network's own masks. Mask pixels are class indices; for a gate anything above 0 is defect.
     classified: the same for a classifier whose images have one class each.
+    simulated: the same as validation, of the simulator's strips: measured apart.
     selection: how the calibration images were chosen.
     """
 
     calibration: Sequence[Image]
     validation: Sequence[Labelled] = ()
     classified: Sequence[Classified] = ()
+    simulated: Sequence[Labelled] = ()
     selection: Selection | None = None
 
     def __post_init__(self) -> None:
         if not self.calibration:
             raise ExportError("no calibration images; expected some, defects among them")
-        labelled = (*(image for image, _ in self.validation), *(image for image, _ in self.classified))
+        masked = (*self.validation, *self.simulated)
+        labelled = (*(image for image, _ in masked), *(image for image, _ in self.classified))
         for image in (*self.calibration, *labelled):
             if image.ndim != 2 or image.dtype != np.uint8 or min(image.shape) < 2:
                 raise ExportError(f"an image is {image.dtype} {image.shape}, expected (h, w) uint8 of at least 2x2 px")
-        for image, mask in self.validation:
+        for image, mask in masked:
             if mask.shape != image.shape or mask.dtype != np.uint8:
                 raise ExportError(f"a mask is {mask.dtype} {mask.shape}, its image {image.shape}; expected the same shape, uint8")
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """An image, or a square of a large one, with what is known of it. classes: what it shows, by index; None: nobody knows."""
+    """An image, or a square of a large one, with what is known of it.
+
+    classes: what it shows, by index; None: nobody knows. simulated: it is of a strip of the simulator.
+    """
 
     name: str
     row: int
@@ -80,6 +87,7 @@ class _Sample:
     mask: Image | None = None
     label: int | None = None
     classes: frozenset[int] | None = None
+    simulated: bool = False
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -95,6 +103,7 @@ def read_folder(
     whole: bool = False,
     cell: tuple[int, int] = (1, 1),
     class_names: Sequence[str] = (),
+    simulated: SimulatedSteel | None = None,
 ) -> ExportData:
     """Images of a folder and its subfolders, and masks of the same names (any image suffix).
 
@@ -102,7 +111,8 @@ def read_folder(
     measure; with fewer all do both. The quarter is chosen so that every class, clean steel and the range of brightness are
     in it. classes: mask pixels must be below it. whole: large images stay whole, for networks that take them as one tile.
     cell: lines and columns of a tile; where large images are cut, each part is made of whole ones.
-    class_names: by index, for the warnings of the selection. Raises ExportError naming file and folder.
+    class_names: by index, for the warnings of the selection. simulated: strips of the simulator that are chosen from and
+    measured with like the images. Raises ExportError naming file and folder.
     """
     try:
         pairs: Sequence[Path | MaskedImage] = pair_with_masks(images, masks) if masks is not None else images_below(images)
@@ -114,6 +124,10 @@ def read_folder(
         image = _read_image(path)
         mask = None if isinstance(pair, Path) else _read_mask(pair.mask, image, classes)
         samples += _cut_large(path.relative_to(images).as_posix(), image, mask, whole, cell)
+    strips = simulated_strips(simulated) if simulated is not None else ()
+    for name, image, truth in tqdm(strips, desc="simulated strips", leave=False, disable=None):
+        # whole: of a defect that a cut divides, a sliver would count as a defect of its own, which no strip has
+        samples += (replace(sample, simulated=True) for sample in _cut_large(name, image, truth, True, cell))
     return _split(samples, seed, class_names)
 
 
@@ -183,8 +197,9 @@ def _split(samples: Sequence[_Sample], seed: int, class_names: Sequence[str] = (
         measuring = samples  # a class of one image has to do both, or nothing would be known of it
     return ExportData(
         calibration=[sample.image for sample in calibrating],
-        validation=[(sample.image, sample.mask) for sample in measuring if sample.mask is not None],
+        validation=[(sample.image, sample.mask) for sample in measuring if sample.mask is not None and not sample.simulated],
         classified=[(sample.image, sample.label) for sample in measuring if sample.label is not None],
+        simulated=[(sample.image, sample.mask) for sample in measuring if sample.mask is not None and sample.simulated],
         selection=selection,
     )
 

@@ -28,7 +28,7 @@ class Quantization:
     method: how the ranges were found, a RangeMethod or `fine_tuned`. methods: loss by each that was tried.
     sensitivity: loss by layer group, that group alone left in float; measured only where the budget did not hold at once.
     curve: loss as group after group is put back to float, the worst one first, named by it.
-    float_layers: what stays float besides the head. tuning_losses: of each epoch of fine-tuning, where there was one.
+    float_layers: what was put back to float. tuning_losses: of each epoch of fine-tuning, where there was one.
     """
 
     model: onnx.ModelProto

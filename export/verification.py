@@ -86,7 +86,8 @@ def differences(
 class VerdictComparison:
     """Decisions of a classifier against the float engine's. missed: defective became clean; added: clean became defective.
 
-    renamed: one kind of defect became another. flipped: indices of the tiles.
+    tiles: how many were decided on, tiles or cells of them. renamed: one kind of defect became another.
+    flipped: their indices; cells count row by row, tile by tile.
     """
 
     tiles: int
@@ -114,23 +115,25 @@ def compare_verdicts(
     )
     flipped = np.flatnonzero(before != after)
     comparison = VerdictComparison(
-        tiles=len(tiles),
+        tiles=len(before),
         missed=int(np.count_nonzero((before > 0) & (after == 0))),
         added=int(np.count_nonzero((before == 0) & (after > 0))),
         renamed=int(np.count_nonzero((before != after) & (before > 0) & (after > 0))),
         flipped=tuple(flipped.tolist()),
     )
-    if len(flipped) > allowed * len(tiles):
+    if len(flipped) > allowed * len(before):
+        what = "tiles" if len(before) == len(tiles) else "cells"
         raise ExportError(
-            f"{len(flipped)} of {len(tiles)} tiles are judged otherwise than by the float engine ({comparison.missed} of them "
+            f"{len(flipped)} of {len(before)} {what} are judged otherwise than by the float engine ({comparison.missed} of them "
             f"called clean), expected at most {allowed:.1%}: keep more layers in float, or calibrate with more tiles"
         )
     return comparison
 
 
 def _verdicts(session: Session, tiles: Batch, activation: Activation, threshold: float | None) -> npt.NDArray[np.uint8]:
-    """Class of each tile, (n,); with a threshold 1 from it on and 0 below."""
+    """Class of each tile, (n,), or of each of its cells; with a threshold 1 from it on and 0 below."""
     scores = np.concatenate([session.infer(tile[None]).copy() for tile in tiles])
+    scores = np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
     if threshold is None:
         return labels_of(scores, activation)
     return np.asarray(gate_scores(scores, activation) >= np.float32(threshold), np.uint8)

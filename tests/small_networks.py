@@ -25,7 +25,9 @@ class EngineBuilder:
         off = self.node("Sub", [grey, self.constant("middle", np.float32(128))], "subtract")
         return self.keep(self.node("Mul", [off, self.constant("scale", np.float32(1 / 64))], "normalise"), 1)
 
-    def conv(self, x: str, channels: int, name: str, kernel: int = 3, stride: int = 1, relu: bool = True) -> str:
+    def conv(
+        self, x: str, channels: int, name: str, kernel: int = 3, stride: int = 1, relu: bool = True, output: str = ""
+    ) -> str:
         inputs = self._channels[x]
         spread = np.sqrt(2.0 / (inputs * kernel**2))
         weight = self._rng.normal(0.0, spread, (channels, inputs, kernel, kernel)).astype(np.float32)
@@ -33,7 +35,7 @@ class EngineBuilder:
         constants = [self.constant(f"{name}.weight", weight), self.constant(f"{name}.bias", bias)]
         before, after = (kernel - stride + 1) // 2, (kernel - stride) // 2
         pads = [before, before, after, after]
-        y = self.node("Conv", [x, *constants], name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
+        y = self.node("Conv", [x, *constants], name, output, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
         return self.keep(self.node("Relu", [y], f"{name}_relu") if relu else y, channels)
 
     def pool(self, x: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""From a segmenter's graph to one that runs as the strip runs: every row of every tensor is computed once.
+"""From a graph that scores pixels, or cells of them, to one that runs as the strip runs: every row is computed once.
 
 On the row axis a tensor has a stride `s` (input lines per row of it) and a lag `L` (rows, in its own stride, by which it
 trails the newest input). A step feeds C lines, C a multiple of the deepest stride; a tensor then gets C / s new rows, the
@@ -84,11 +84,14 @@ class OperatorRow:
 class StreamedModel:
     """`stream.onnx` and what a session has to know of it.
 
-    lag_lines: scores trail the newest line by so many lines. stride: chunks and widths are multiples of it.
-    reach_lines: lines above and below that a row of scores can depend on; the halo has to be as large.
+    cell: lines and columns per row and column of scores; 1: of every pixel. lag_lines: scores trail the newest line by so many
+    lines, a multiple of the cell: row 0 of step k's scores is the cell that begins at line k * C - lag_lines.
+    stride: chunks and widths are multiples of it.
+    reach_lines: lines above and below its own that a row of scores can depend on; the halo has to be as large.
     """
 
     model: onnx.ModelProto
+    cell: int
     lag_lines: int
     stride: int
     states: tuple[StreamState, ...]
@@ -96,17 +99,18 @@ class StreamedModel:
     reach_lines: int
 
 
-def stream(model: onnx.ModelProto) -> StreamedModel:
-    """Turn a segmenter, `image` (n, 1, h, w) -> `scores` (n, classes, h, w), into a streaming one; the input stays untouched.
+def stream(model: onnx.ModelProto, cell: int = 1) -> StreamedModel:
+    """Turn a network, `image` (n, 1, h, w) -> `scores` (n, channels, h / cell, w / cell), into a streaming one.
 
-    The result takes `image` (1, 1, C, w) and the states, and gives `scores` (1, classes, C, w) and the next states.
+    The result takes `image` (1, 1, C, w) and the states, and gives `scores` (1, channels, C / cell, w / cell) and the next
+    states. The input stays untouched. cell: lines per row of scores that are expected; 1: a segmenter.
     Raises StreamRefused naming the first node that cannot stream, and why.
     """
     layout = _Layout.of(model)
     # Which rows each tensor's longest state has to hold is known at the graph's end: the first walk finds out.
-    first = _Streamer(layout, {})
+    first = _Streamer(layout, {}, cell)
     first.run()
-    return _Streamer(layout, first.wanted).run()
+    return _Streamer(layout, first.wanted, cell).run()
 
 
 def format_table(streamed: StreamedModel) -> str:
@@ -119,8 +123,9 @@ def format_table(streamed: StreamedModel) -> str:
     ]
     size = sum(s.channels * s.rows * _BYTES[s.dtype] / s.stride for s in streamed.states)
     lines.insert(1, "  ".join("-" * width for width in widths))
+    of_what = "scores" if streamed.cell == 1 else f"scores of cells of {streamed.cell} x {streamed.cell} pixels"
     lines.append(
-        f"scores trail the newest line by {streamed.lag_lines} lines; chunks and widths are multiples of {streamed.stride}; "
+        f"{of_what} trail the newest line by {streamed.lag_lines} lines; chunks and widths are multiples of {streamed.stride}; "
         f"{len(streamed.states)} states, {size:.0f} bytes per column of the strip ({size * 4096 / 1e6:.1f} MB at 4096 columns)"
     )
     return "\n".join(line.rstrip() for line in lines)
@@ -176,8 +181,9 @@ class _Streamer:
     longest: rows that a tensor's first-in-first-out holds. wanted: what the walk found that it has to.
     """
 
-    def __init__(self, layout: _Layout, longest: Mapping[str, int]) -> None:
+    def __init__(self, layout: _Layout, longest: Mapping[str, int], cell: int) -> None:
         self._layout = layout
+        self._cell = cell
         self._longest = longest
         self.wanted: dict[str, int] = {}
         graph = layout.model.graph
@@ -195,14 +201,16 @@ class _Streamer:
             self._visit(node)
         output = self._layout.scores.name
         rows = self._rows.get(output)
-        if rows is None or rows.stride != 1 or rows.extra != (0, 0) or rows.lag < 0:
+        if rows is None or rows.stride != self._cell or rows.extra != (0, 0) or rows.lag < 0:
             got = "do not depend on the image" if rows is None else f"have {rows.stride} lines a row"
-            if rows is not None and rows.stride == 1:
+            if rows is not None and rows.stride == self._cell:
                 got = f"have {rows.extra} rows and columns more than the image, the first {-rows.lag} rows below its line"
-            raise StreamRefused(f"output {output} cannot stream: its scores {got}; expected one row of scores per line", output)
+            per = "line" if self._cell == 1 else f"{self._cell} lines"
+            raise StreamRefused(f"output {output} cannot stream: its scores {got}; expected one row of scores per {per}", output)
         return StreamedModel(
             model=self._assembled(),
-            lag_lines=rows.lag,
+            cell=self._cell,
+            lag_lines=rows.lag * self._cell,
             stride=max(row.stride for row in self._rows.values()),
             states=tuple(self._states),
             table=tuple(self._table),
@@ -443,7 +451,8 @@ class _Streamer:
         model.graph.initializer.extend(t for t in self._integers.values() if t.name in used)
         kind_in, kind_out = self._layout.types[image.name], self._layout.types[scores.name]
         model.graph.input.append(helper.make_tensor_value_info(image.name, kind_in, [1, channels[0], "lines", "columns"]))
-        model.graph.output.append(helper.make_tensor_value_info(scores.name, kind_out, [1, channels[1], "lines", "columns"]))
+        of_scores = ("lines", "columns") if self._cell == 1 else (f"lines_{self._cell}", f"columns_{self._cell}")
+        model.graph.output.append(helper.make_tensor_value_info(scores.name, kind_out, [1, channels[1], *of_scores]))
         for state in self._states:
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(state.dtype))
             shape: list[int | str | None] = [

@@ -7,18 +7,25 @@ from typing import Any
 
 import pytest
 import yaml
-from toy_engines import write_gate, write_range_classifier, write_relative_segmenter, write_segmenter
+from toy_engines import write_cell_gate, write_gate, write_range_classifier, write_relative_segmenter, write_segmenter
 
 from edge.bundle import open_bundle
 from edge.cli import main
-from edge.config import parse_config
+from edge.config import Tiling, parse_config
+from edge.manifest import EngineInput
 from edge.station import check_station
+from edge.tile_plan import band_lines, gate_chunk_lines
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("bundles")
     return str(write_segmenter(folder / "toy-unet")), str(write_gate(folder / "toy-gate"))
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_cell_gate(tmp_path_factory.mktemp("cells") / "cell-gate"))
 
 
 def faults_of(bundles: tuple[str, str], **keys: Any) -> list[str]:
@@ -32,11 +39,55 @@ def test_a_sound_station_has_no_faults(bundles: tuple[str, str]) -> None:
     assert faults_of(bundles, mode="dense", gate=None) == []
 
 
-def test_a_tile_smaller_than_twice_the_halo_is_a_fault(bundles: tuple[str, str]) -> None:
-    assert faults_of(bundles, tiling={"halo": 20}) == [
-        f"tiling.halo: got 20, but a tile of {bundles[1]} is 32 x 32 px, smaller than twice the halo; expected at most 16"
+def test_a_gate_of_cells_is_sound_in_a_cascade_and_a_fault_in_mode_tiles(bundles: tuple[str, str], cells: str) -> None:
+    assert faults_of((bundles[0], cells)) == []
+    assert faults_of((bundles[0], cells), mode="tiles") == [
+        f"gate: got {cells}, which scores cells and not tiles; expected a gate for tiles, or mode: cascade"
     ]
-    assert faults_of(bundles, tiling={"halo": 16}) == []
+
+
+def test_a_gate_of_cells_streams(bundles: tuple[str, str], tmp_path: Path) -> None:
+    still = str(write_cell_gate(tmp_path / "still", streaming=None))
+    assert faults_of((bundles[0], still)) == [
+        f"gate: got {still}, which scores cells and holds no stream: expected it to be exported again, or tiles"
+    ]
+
+
+def test_cells_that_the_segmenter_s_stride_does_not_divide_are_a_fault(
+    bundles: tuple[str, str], cells: str, tmp_path: Path
+) -> None:
+    coarse = str(write_segmenter(tmp_path / "coarse", stride=16, halo=0))
+    assert faults_of((coarse, cells)) == [
+        f"gate: got {cells} with cells of 8 x 8 px; expected multiples of 16, the stride of {coarse}"
+    ]
+    assert faults_of((coarse, bundles[1])) == []
+
+
+def test_bands_hold_whole_looks_of_the_gate(bundles: tuple[str, str], cells: str) -> None:
+    assert faults_of(bundles, tiling={"band_lines": 96}) == []
+    assert faults_of((bundles[0], cells), tiling={"band_lines": 40}) == []
+    assert faults_of(bundles, tiling={"band_lines": 40}) == [
+        f"tiling.band_lines: got 40; expected a multiple of 32, the fewest lines that {bundles[1]} looks at"
+    ]
+    assert faults_of((bundles[0], cells), tiling={"band_lines": 36}) == [
+        f"tiling.band_lines: got 36; expected a multiple of 8, the fewest lines that {cells} looks at"
+    ]
+    for mode in ("dense", "tiles"):
+        assert faults_of(bundles, mode=mode, tiling={"band_lines": 256}) == [
+            f"tiling.band_lines: got 256, and mode {mode}; expected mode: cascade, or none"
+        ]
+
+
+def test_a_band_is_256_lines_or_the_next_multiple_and_chunks_of_the_gate_divide_it(bundles: tuple[str, str], cells: str) -> None:
+    tiles, mapped = (open_bundle(name).manifest for name in (bundles[1], cells))
+    assert [band_lines(Tiling(), tiles), band_lines(Tiling(), mapped)] == [256, 256]
+    tall = tiles.model_copy(update={"input": EngineInput(tile_height=100, tile_width=32)})
+    assert band_lines(Tiling(), tall) == 300
+    assert band_lines(Tiling(band_lines=400), tall) == 400
+    # of the gate's own lines, half as many as the strip's: 64, then the next below that 160 / 2 divides by, at least its stride
+    assert [gate_chunk_lines(64, band, mapped) for band in (256, 160, 8)] == [32, 20, 4]
+    assert gate_chunk_lines(1, 256, mapped) == 4
+    assert gate_chunk_lines(4096, 256, mapped) == 128
 
 
 def test_a_halo_that_the_stride_does_not_divide_is_a_fault(bundles: tuple[str, str]) -> None:

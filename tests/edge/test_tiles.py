@@ -372,6 +372,7 @@ class PlainSession:
     """An ONNX Runtime session whose answer is handed on in whatever type it has."""
 
     backend = "ort"
+    steps = None
 
     def __init__(self, model: bytes) -> None:
         self._session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from export.networks import Architecture, StateDict, find_architecture
 from export.networks.gate import SteelGate
 from export.networks.unet import SteelUNet
 from export.samples import ExportData, Labelled
@@ -56,10 +58,36 @@ def trained_unet() -> nn.Module:
 
 
 @functools.cache
-def random_gate() -> nn.Module:
-    """A narrow gate as it is made: its scores differ between tiles, but mean nothing."""
+def random_gate() -> SteelGate:
+    """A narrow gate of cells as it is made: its scores differ over an image, but mean nothing."""
     torch.manual_seed(0)
     network = SteelGate(widths=(8, 8, 16)).eval()
     with torch.no_grad():
         network.head.weight *= 30.0
     return network
+
+
+class TileGate(nn.Module):
+    """One logit per tile, (n, 1, 128, 128) uint8 -> (n, 1): the best of its cells."""
+
+    def __init__(self, cells: SteelGate) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.amax(self.cells(image), dim=(2, 3))
+
+
+def _build_tile_gate(state: StateDict) -> nn.Module:
+    return TileGate(SteelGate(widths=(8, 8, 16)))
+
+
+TILE_GATE: Architecture = dataclasses.replace(
+    find_architecture("steel-gate"), name="tile-gate", cell=None, build=_build_tile_gate
+)
+"""A gate that looks at tiles whole, as classifiers of other systems do."""
+
+
+def random_tile_gate() -> nn.Module:
+    """The narrow gate as one of tiles."""
+    return TileGate(random_gate()).eval()

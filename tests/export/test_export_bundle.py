@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from fragile_networks import SIDE, blobs_and_lines, made_fragile, taught
-from small_checkpoints import CLASSES, gate_data, random_gate, segmenter_data, steel_image, trained_unet
+from small_checkpoints import CLASSES, TILE_GATE, gate_data, random_tile_gate, segmenter_data, steel_image, trained_unet
 
 from edge.bundle import Bundle, check_golden, open_bundle
 from edge.errors import BundleError, RustEdgeError
@@ -26,7 +26,7 @@ from export.fine_tuning import FineTuning
 from export.networks import find_architecture
 from export.samples import ExportData
 
-UNET, GATE = find_architecture("steel-unet"), find_architecture("steel-gate")
+UNET = find_architecture("steel-unet")
 
 
 def export_unet(out: Path, **options: object) -> Exported:
@@ -36,7 +36,7 @@ def export_unet(out: Path, **options: object) -> Exported:
 
 def export_gate(out: Path, data: ExportData | None = None, **options: object) -> Exported:
     chosen = ExportOptions(threads=1, **options)  # type: ignore[arg-type]
-    return export_bundle(checkpoint_of(random_gate(), "gate.pt"), GATE, data or gate_data(), out, chosen)
+    return export_bundle(checkpoint_of(random_tile_gate(), "gate.pt"), TILE_GATE, data or gate_data(), out, chosen)
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
@@ -93,7 +93,7 @@ def test_its_streaming_engine_runs_at_any_width(unet: Exported) -> None:
 
 def test_an_int8_bundle_is_a_third_of_the_float_one_or_less(tmp_path: Path) -> None:
     sizes = {p: export_gate(tmp_path / p, precision=p, max_drop=100.0).bundle.model_path.stat().st_size for p in ("fp32", "int8")}
-    weights = 4 * sum(value.numel() for value in random_gate().state_dict().values() if value.ndim == 4)
+    weights = 4 * sum(value.numel() for value in random_tile_gate().state_dict().values() if value.ndim == 4)
     assert sizes["fp32"] > weights
     assert sizes["fp32"] - sizes["int8"] > weights / 2
 
@@ -138,7 +138,7 @@ def test_without_masks_a_segmenter_is_held_against_its_float_network(tmp_path: P
 
 
 def test_a_gate_without_labelled_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"steel-gate needs labelled images \(--masks or --labels\)"):
+    with pytest.raises(ExportError, match=r"tile-gate needs labelled images \(--masks or --labels\)"):
         export_gate(tmp_path / "gate", ExportData(gate_data().calibration))
     assert list(tmp_path.iterdir()) == []
 

@@ -155,7 +155,7 @@ def test_every_place_of_the_file_is_found_in_the_network(name: str):
 def test_weights_behind_a_signed_input_keep_to_their_smaller_integers():
     _, quantized = simulated(made("steel-gate"))
     largest = [weighting.largest for weighting in read_places(quantized).weightings]
-    assert largest == [64, 127, 127, 127, 127]
+    assert largest == [64, *[127] * 6]
 
 
 @settings(deadline=None)

@@ -9,6 +9,7 @@ import pytest
 from edge.errors import ConfigError
 from edge.manifest import Resize
 from export.recipe import ExportRecipe, flag_of, load_recipe, parse_recipe
+from export.simulated import SimulatedSteel
 
 ENOUGH = {"checkpoint": "unet.pt", "arch": "steel-unet", "calibration": "images", "out": "bundle"}
 
@@ -40,6 +41,8 @@ def test_four_keys_are_enough() -> None:
         ("mean", 0, (0.0,)),
         ("labels", "folders", "folders"),
         ("labels", "labels.csv", Path("labels.csv")),
+        ("simulated", "3", SimulatedSteel(strips=3)),
+        ("simulated", {"strips": 3, "lines": 512}, SimulatedSteel(strips=3, lines=512)),
         ("preparation", [{"kind": "resize"}], (Resize(method="linear"),)),
         ("preparation", [], ()),
     ],
@@ -73,6 +76,8 @@ def test_lists_and_sizes_may_be_written_as_on_a_command_line(key: str, value: ob
         ("threads", 10**12, "expected at most 1024"),
         ("pixel_threshold", 2, "expected at most 1"),
         ("labels", 5, "expected `folders`, or a CSV file"),
+        ("simulated", "many", "expected how many strips"),
+        ("simulated", {"strips": 0}, "expected how many strips"),
         ("preparation", [{"kind": "blur"}], "expected a list of steps"),
         ("preparation", [{"kind": "resize", "side": 3}], "expected a list of steps"),
         ("arch", 42, "expected text"),

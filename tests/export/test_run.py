@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from small_checkpoints import TILE_GATE
 
 from edge.errors import ConfigError
 from edge.manifest import Resize
@@ -115,13 +116,18 @@ def test_what_does_not_go_together_is_refused(arch: str, said: dict[str, Any], t
         ("steel-unet", {"clean": "background"}, "--clean: got background, but steel-unet is a segmenter; leave it out"),
         ("steel-unet", {"gate_threshold": 0.5}, "--gate-threshold: got 0.5, but steel-unet is a segmenter; leave it out"),
         ("steel-unet", {"recall": 0.9}, "--recall: got 0.9, but steel-unet is a segmenter"),
-        ("steel-gate", {"masks": "m", "pixel_threshold": 0.5}, "--pixel-threshold: got 0.5, but steel-gate is a classifier"),
+        ("rust-cnn", {"masks": "m", "pixel_threshold": 0.5}, "--pixel-threshold: got 0.5, but rust-cnn is a classifier"),
+        ("rust-cnn", {"masks": "m", "simulated": 3}, "--simulated: got strips=3"),
+        ("steel-gate", {"masks": "m", "pixel_threshold": 0.5}, "--pixel-threshold: got 0.5, but steel-gate is a gate of cells"),
+        ("steel-gate", {"masks": "m", "strip_tile": "64x64"}, "--strip-tile: got (64, 64), but steel-gate is a gate of cells"),
+        ("steel-gate", {"labels": "folders"}, "--labels: got folders, but steel-gate is a gate of cells; expected --masks DIR"),
         (
             "steel-gate",
             {"masks": "m", "head": "mask"},
             "--head: got mask, but steel-gate is a classifier; expected logits or prob",
         ),
-        ("steel-gate", {}, "--labels, --masks: got neither, but steel-gate is a classifier"),
+        ("rust-cnn", {}, "--labels, --masks: got neither, but rust-cnn is a classifier"),
+        ("steel-gate", {}, "--masks: got none, but steel-gate is a gate of cells; expected masks of its images"),
     ],
 )
 def test_what_means_nothing_to_a_kind_of_network_is_refused_rather_than_ignored(
@@ -143,7 +149,7 @@ def write(folder: Path, images: dict[str, np.ndarray]) -> Path:
 def test_a_gate_needs_masks_with_defects_and_without(tmp_path: Path) -> None:
     images = write(tmp_path / "images", {f"{n}.png": np.full((256, 256), 40 * n, np.uint8) for n in range(3)})
     said = {"calibration": str(images), "masks": str(tmp_path / "masks")}
-    gate = find_architecture("steel-gate")
+    gate = TILE_GATE
     for number in range(3):
         write(tmp_path / "masks", {f"{number}.png": np.zeros((256, 256), np.uint8)})
     with pytest.raises(
@@ -158,6 +164,50 @@ def test_a_gate_needs_masks_with_defects_and_without(tmp_path: Path) -> None:
         write(tmp_path / "masks", {f"{number}.png": np.ones((256, 256), np.uint8)})
     with pytest.raises(ConfigError, match="got all of 3 tiles with 16 defect pixels"):
         read_data(recipe(**said), gate)
+
+
+def test_a_gate_of_cells_needs_regions_and_clean_cells_wherever_they_are(tmp_path: Path) -> None:
+    images = write(tmp_path / "images", {f"{n}.png": np.full((96, 96), 40 * n, np.uint8) for n in range(3)})
+    said = {"calibration": str(images), "masks": str(tmp_path / "masks")}
+    gate = find_architecture("steel-gate")
+    mask = np.zeros((96, 96), np.uint8)
+    for number in range(3):
+        write(tmp_path / "masks", {f"{number}.png": mask})
+    with pytest.raises(ConfigError, match=r"--masks: got 0 regions of 8 defect pixels or more and 27 clean cells in .*masks"):
+        read_data(recipe(**said), gate)
+    mask[8:16, 8:9] = 255
+    write(tmp_path / "masks", {"1.png": mask})
+    # one region of 8 px, in one cell of 27, and at a rim's distance from its neighbours
+    assert len(read_data(recipe(**said), gate).validation) == 3
+    with pytest.raises(ConfigError, match="got 0 regions of 9 defect pixels or more"):
+        read_data(recipe(**said, defect_px=9), gate)
+    for number in range(3):
+        write(tmp_path / "masks", {f"{number}.png": np.ones((96, 96), np.uint8)})
+    with pytest.raises(ConfigError, match="got 3 regions of 8 defect pixels or more and 0 clean cells"):
+        read_data(recipe(**said), gate)
+
+
+def test_simulated_strips_stand_beside_the_images_and_are_measured_apart(tmp_path: Path) -> None:
+    images = write(tmp_path / "images", {f"{n}.png": np.full((96, 96), 40 * n, np.uint8) for n in range(4)})
+    write(tmp_path / "masks", {f"{n}.png": np.pad(np.ones((4, 4), np.uint8), 46) for n in range(4)})
+    dense = {"strips": 20, "width": 128, "lines": 128, "defects": {"pit_every_mm": 4}}
+    said = {"calibration": str(images), "masks": str(tmp_path / "masks"), "simulated": dense}
+    data = read_data(recipe(**said), find_architecture("steel-gate"))
+    assert {image.shape for image, _ in data.validation} == {(96, 96)}
+    assert {image.shape for image, _ in data.simulated} == {(128, 128)}
+    # with so many images a quarter calibrates and is measured no more
+    assert len(data.validation) + len(data.simulated) == 18
+    assert {image.shape for image in data.calibration} == {(96, 96), (128, 128)}
+    assert any(mask.any() for _, mask in data.simulated)
+
+
+def test_a_simulated_strip_is_never_cut_for_slivers_of_defects_would_count_as_defects(tmp_path: Path) -> None:
+    images = write(tmp_path / "images", {f"{n}.png": np.full((96, 96), 40 * n, np.uint8) for n in range(2)})
+    write(tmp_path / "masks", {f"{n}.png": np.pad(np.ones((4, 4), np.uint8), 46) for n in range(2)})
+    strips = {"strips": 1, "width": 1280, "lines": 1100}
+    said = {"calibration": str(images), "masks": str(tmp_path / "masks"), "simulated": strips}
+    data = read_data(recipe(**said), find_architecture("steel-gate"))
+    assert [image.shape for image, _ in data.simulated] == [(1100, 1280)]
 
 
 def test_masks_cannot_tell_more_than_two_classes_of_tiles(tmp_path: Path) -> None:

@@ -110,15 +110,15 @@ class Graph:
         """Whole numbers again after averages: these are exact, their sums of sums would not stay so."""
         return self.node("Floor", [source], *self.known.pop(source))
 
-    def model(self, height: int | str = TILE, width: int | str = TILE) -> onnx.ModelProto:
-        while self.known[self.top][1] > 1:
+    def model(self, height: int | str = TILE, width: int | str = TILE, cell: int = 1) -> onnx.ModelProto:
+        while self.known[self.top][1] > cell:
             self.upsample(self.top)
         channels, _ = self.known[self.conv(self.top, 3, kernel=1, top=0, bottom=0)]
         graph = helper.make_graph(
             [*self.nodes, helper.make_node("Identity", [self.top], ["scores"], name="out")],
             "net",
             [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 1, height, width])],
-            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", channels, height, width])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", channels, *(s // cell for s in (height, width))])],
             self.constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -140,13 +140,13 @@ def whole(model: onnx.ModelProto, strip: np.ndarray) -> np.ndarray:
     free.CopyFrom(model)
     del free.graph.value_info[:]
     for value in (*free.graph.input, *free.graph.output):
-        value.type.tensor_type.shape.dim[2].dim_param = "h"
-        value.type.tensor_type.shape.dim[3].dim_param = "w"
+        value.type.tensor_type.shape.dim[2].dim_param = f"{value.name}_h"
+        value.type.tensor_type.shape.dim[3].dim_param = f"{value.name}_w"
     return session(free).run(None, {"image": strip[None, None]})[0][0]
 
 
 def streamed_rows(streamed: StreamedModel, strip: np.ndarray, chunk: int) -> np.ndarray:
-    """Score rows of the strip's lines, computed chunk by chunk; what lies before and beyond the strip is junk."""
+    """Score rows of the strip's lines or cells, computed chunk by chunk; what lies before and beyond the strip is junk."""
     running = session(streamed.model)
     width = strip.shape[1]
     names = ["scores", *(state.output for state in streamed.states)]
@@ -158,16 +158,18 @@ def streamed_rows(streamed: StreamedModel, strip: np.ndarray, chunk: int) -> np.
         scores, *after = running.run(names, {"image": lines[None, None], **states})
         states = dict(zip(states, after, strict=True))
         rows.append(scores[0])
-    return np.concatenate(rows, axis=1)[:, streamed.lag_lines : streamed.lag_lines + len(strip)]
+    first, cell = streamed.lag_lines // streamed.cell, streamed.cell
+    assert rows[0].shape[1:] == (chunk // cell, width // cell)
+    return np.concatenate(rows, axis=1)[:, first : first + len(strip) // cell]
 
 
-def assert_streams_exactly(model: onnx.ModelProto, chunks: int, columns: int, seed: int = 0) -> StreamedModel:
-    streamed = stream(model)
+def assert_streams_exactly(model: onnx.ModelProto, chunks: int, columns: int, cell: int = 1, seed: int = 0) -> StreamedModel:
+    streamed = stream(model, cell)
     reach, stride = streamed.reach_lines, streamed.stride
     chunk, width = chunks * stride, columns * stride
     height = 2 * (-(-reach // stride) * stride) + 2 * chunk + 3 * stride
     strip = np.random.default_rng(seed).integers(0, 5, (height, width)).astype(np.uint8)
-    inside = slice(reach, height - reach)
+    inside = slice(-(-reach // cell), (height - reach) // cell)
     np.testing.assert_array_equal(streamed_rows(streamed, strip, chunk)[:, inside], whole(model, strip)[:, inside])
     return streamed
 
@@ -176,7 +178,8 @@ LINEAR = [{"mode": "linear", "coordinate_transformation_mode": how} for how in (
 
 
 @st.composite
-def networks(draw) -> onnx.ModelProto:
+def networks(draw) -> tuple[onnx.ModelProto, int]:
+    """A network, and the lines per row of its scores: one, or as many as its last tensor has."""
     graph = Graph(draw(st.integers(0, 1000)))
     graph.conv(graph.top, 4)
     for _ in range(draw(st.integers(1, 7))):
@@ -247,13 +250,15 @@ def networks(draw) -> onnx.ModelProto:
                     graph.clip(graph.node(draw(st.sampled_from(["Add", "Sub", "Mul", "Max"])), [source, other], channels, stride))
                 else:
                     graph.conv(graph.node("Concat", [other, source], 2 * channels, stride, axis=1), 4)
-    return graph.model()
+    cell = draw(st.sampled_from([1, graph.known[graph.top][1]]))
+    return graph.model(cell=cell), cell
 
 
 @SLOW_OK
-@given(model=networks(), chunks=st.integers(1, 5), columns=st.integers(3, 6))
-def test_any_network_gives_the_rows_of_one_inference_at_any_chunk_height_and_width(model, chunks, columns):
-    assert_streams_exactly(model, chunks, columns)
+@given(network=networks(), chunks=st.integers(1, 5), columns=st.integers(3, 6))
+def test_any_network_gives_the_rows_of_one_inference_at_any_chunk_height_and_width(network, chunks, columns):
+    model, cell = network
+    assert_streams_exactly(model, chunks, columns, cell)
 
 
 def unet(levels: int = 2) -> Graph:
@@ -285,6 +290,20 @@ def test_lags_and_states_of_a_unet_are_those_of_the_rules():
     ]
     assert (streamed.lag_lines, streamed.stride) == (14, 4)
     assert [(s.rows, s.stride, s.channels, s.dtype) for s in streamed.states[:2]] == [(3, 1, 1, "float32"), (1, 2, 4, "float32")]
+
+
+def test_scores_of_cells_trail_by_whole_cells():
+    graph = Graph(7)
+    graph.conv(graph.top, 4, kernel=4, step=2, top=1, bottom=1)
+    graph.pool("MaxPool", graph.conv(graph.top, 4), 2, 2, 0, 0)
+    graph.conv(graph.top, 4)
+    streamed = assert_streams_exactly(graph.model(cell=4), chunks=3, columns=5, cell=4)
+    # Stem 4x4/2: 1 row of 2 lines; 3x3: 2; pool: ceil((2 + 2 - 0 - 2) / 2) = 1 row of 4 lines; 3x3: 2 rows of 4 lines.
+    assert [(row.stride, row.lag) for row in streamed.table] == [(2, 1), (2, 2), (4, 1), (4, 2), (4, 2)]
+    assert (streamed.cell, streamed.lag_lines, streamed.stride) == (4, 8, 4)
+    # One row of the last 3x3 is 4 lines, one of the first 2, and the stem looks one line further than its own two.
+    assert streamed.reach_lines == 4 + 2 + 1
+    assert "scores of cells of 4 x 4 pixels trail the newest line by 8 lines" in format_table(streamed)
 
 
 def test_the_table_names_every_operator_that_moves_rows_and_sums_up():
@@ -544,6 +563,15 @@ class TestRefusals:
         graph.conv(graph.top, 4)
         graph.node("Add", [graph.top, graph.constant(np.zeros((1, 1, TILE, 1), np.float32))], 4, 1)
         assert "a value per row or column" in self.refused(graph)
+
+    def test_scores_at_another_stride_than_expected(self):
+        graph = Graph()
+        graph.conv(graph.top, 4, step=2, top=1, bottom=0)
+        model = graph.model(cell=2)
+        with pytest.raises(StreamRefused, match=r"its scores have 2 lines a row; expected one row of scores per line"):
+            stream(model)
+        with pytest.raises(StreamRefused, match=r"its scores have 2 lines a row; expected one row of scores per 4 lines"):
+            stream(model, cell=4)
 
     def test_convolutions_that_shrink_the_image(self):
         graph = Graph()

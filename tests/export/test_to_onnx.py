@@ -47,8 +47,8 @@ def test_the_file_takes_uint8_tiles_in_any_batch_and_answers_as_torch(unet: onnx
     np.testing.assert_allclose(answer(unet, batch), expected, atol=1e-4 * np.ptp(expected))
 
 
-def test_a_gate_gives_one_logit_per_tile(gate: onnx.ModelProto) -> None:
-    assert answer(gate, np.zeros((5, 1, 64, 64), np.uint8)).shape == (5, 1)
+def test_a_gate_gives_one_logit_per_cell(gate: onnx.ModelProto) -> None:
+    assert answer(gate, np.zeros((5, 1, 64, 64), np.uint8)).shape == (5, 1, 4, 4)
 
 
 def test_batch_normalisation_is_folded_and_nothing_unused_is_left(unet: onnx.ModelProto) -> None:
