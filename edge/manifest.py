@@ -92,9 +92,10 @@ class HaloShare(Part):
 
 
 class GateThreshold(Part):
-    """Tiles whose defect probability is at or above `score` go on to the U-Net.
+    """Tiles, or cells, whose defect probability is at or above `score` go on to the U-Net.
 
-    recall: share of defective validation tiles that do; passed_clean: share of clean ones that do.
+    recall: share of defective validation tiles that do, of cells the share of defects that have one that does; passed_clean:
+    share of clean tiles, or cells, that do.
     """
 
     score: Fraction

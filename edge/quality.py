@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -127,22 +127,33 @@ def _tile_segmenter(session: Session, manifest: Manifest, image: Size) -> Segmen
 def evaluate_classifier(session: Session, manifest: Manifest, images: Iterable[MaskedImage | ClassedImage]) -> Confusion:
     """Every tile of every image judged; a tile's label is that of its image, or of its mask: defective from one pixel on.
 
-    With several defect classes the most frequent one in the tile's mask is its label. Raises ImageError.
+    With several defect classes the most frequent one in the tile's mask is its label. A gate of cells is judged by them where
+    there are masks; where there are none a tile is what its worst cell is. Raises ImageError.
     """
     confusion, class_count = Confusion(manifest.classes), len(manifest.classes)
     engine, reading = tile_engine(session, manifest, TILES_AT_ONCE), replace(reading_of(manifest), steps=session.steps)
     for labelled in images:
         lines = read_image(labelled.image)
         tiles, spans = zip(*tiles_of(lines, manifest), strict=True)
-        answers = np.array([reading.classes(answer)[0].item() for answer in engine.answers(tiles)])
+        verdicts = [reading.classes(answer)[0] for answer in engine.answers(tiles)]
         if isinstance(labelled, ClassedImage):
-            truth = np.full(len(spans), labelled.class_index)
-        else:
-            # to a gate that knows of one kind of defect only, any value but 0 is one
-            mask = read_mask(labelled.mask, (lines.shape[0], lines.shape[1]), 256 if class_count == 2 else class_count)
-            truth = np.array([_label(mask[span], class_count) for span in spans])
-        confusion.add(truth, answers)
+            confusion.add(np.full(len(spans), labelled.class_index), np.array([verdict.max() for verdict in verdicts]))
+            continue
+        # to a gate that knows of one kind of defect only, any value but 0 is one
+        mask = read_mask(labelled.mask, (lines.shape[0], lines.shape[1]), 256 if class_count == 2 else class_count)
+        for tile, span, verdict in zip(tiles, spans, verdicts, strict=True):
+            truth = [(_label(part, class_count), got) for part, got in _cells(mask[span], tile.shape, verdict)]
+            confusion.add(*np.array(truth).T)
     return confusion
+
+
+def _cells(mask: Mask, tile: Size, verdict: Mask) -> Iterator[tuple[Mask, int]]:
+    """The part of a tile's mask that each verdict (rows, columns) is about; the mask may end before the tile does."""
+    height, width = tile[0] // verdict.shape[0], tile[1] // verdict.shape[1]
+    for (row, column), got in np.ndenumerate(verdict):
+        part = mask[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        if part.size:
+            yield part, int(got)
 
 
 def tiles_of(lines: Lines, manifest: Manifest) -> list[tuple[Lines, tuple[slice, slice]]]:

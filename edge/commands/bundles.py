@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edge.bundle import Bundle, open_bundle, shipped_bundles
 from edge.errors import BundleError
+from edge.manifest import GateThreshold, Manifest
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers
@@ -68,10 +69,7 @@ def _text(name: str, bundle: Bundle) -> str:
         )
         lines.append(f"  streaming   {streaming}")
     if manifest.gate is not None:
-        lines.append(
-            f"  gate        lets tiles through from {manifest.gate.score:.6f} on: {manifest.gate.recall:.2%} of the defective, "
-            f"{manifest.gate.passed_clean:.2%} of the clean ones"
-        )
+        lines.append(f"  gate        from {manifest.gate.score:.6f} on lets {_let_through(manifest, manifest.gate)}")
     if manifest.float_layers:
         lines.append(f"  in float    {', '.join(manifest.float_layers)}")
     lines += [f"  {figure:<32} {value:.4f}" for figure, value in manifest.quality.items()]
@@ -80,3 +78,10 @@ def _text(name: str, bundle: Bundle) -> str:
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+def _let_through(manifest: Manifest, gate: GateThreshold) -> str:
+    if manifest.cell is None:
+        return f"tiles through: {gate.recall:.2%} of the defective, {gate.passed_clean:.2%} of the clean ones"
+    side, clean = manifest.cell * manifest.input.reduce, f"{gate.passed_clean:.2%} of the clean ones"
+    return f"cells of {side} px through: of {gate.recall:.2%} of the defects at least one, {clean}"

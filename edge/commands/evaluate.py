@@ -95,7 +95,8 @@ def evaluate(bundle: Bundle, images: Path, masks: Path | None, threads: int = 0,
             }
         else:
             confusion = evaluate_classifier(session, manifest, _shown(labelled))
-            figures = {**dataclasses.asdict(classifier_figures(confusion)), "tiles": confusion.total}
+            judged = "cells" if manifest.cell and masks is not None else "tiles"
+            figures = {**dataclasses.asdict(classifier_figures(confusion)), judged: confusion.total}
     figures |= {"classes": list(manifest.classes), "images": len(labelled), "bundle": manifest.name}
     return _null_for_nan(figures)
 
@@ -107,7 +108,8 @@ def in_words(figures: dict[str, Any]) -> str:
         rows = [f"{name:10s} {_percent(figures[name])}" for name in ("accuracy", "recall", "precision", "passed_clean")]
         table = ["confusion, rows are the truth: " + ", ".join(figures["classes"])]
         table += ["  ".join(f"{count:9d}" for count in row) for row in figures["confusion"]]
-        return "\n".join([f"{title}, {figures['tiles']} tiles", *rows, *table])
+        judged = "cells" if "cells" in figures else "tiles"
+        return "\n".join([f"{title}, {figures[judged]} {judged}", *rows, *table])
     rows = [f"{'class':16s} {'IoU':>8s} {'Dice':>8s} {'found':>8s} {'missed':>8s} {'false':>8s}"]
     for name in figures["classes"]:
         count = figures["defects"].get(name)

@@ -10,9 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from toy_engines import (
+    CELL,
+    TILE,
     range_logits,
     relative_logits,
     steel,
+    write_cell_gate,
     write_gate,
     write_range_classifier,
     write_relative_segmenter,
@@ -124,6 +127,32 @@ def test_a_gate_is_judged_by_tile_from_masks(capsys: pytest.CaptureFixture[str],
     assert figures["confusion"] == [[3, 1], [1, 1]]
     assert (figures["accuracy"], figures["recall"], figures["precision"]) == pytest.approx((4 / 6, 1 / 2, 1 / 2))
     assert (figures["tiles"], figures["images"]) == (6, 1)
+
+
+def test_a_gate_of_cells_is_judged_by_cell_from_masks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    side, cell = 2 * TILE, 2 * CELL  # px of the strip, which goes in averaged 2x2
+    bundle = write_cell_gate(tmp_path / "gate")
+    # one tile, and another one of which the image has a row of cells
+    image = steel(side + cell, side, (2 * cell, 3 * cell, cell, cell, DARK))
+    mask = np.where(image == DARK, np.uint8(255), np.uint8(0))
+    write(tmp_path / "images" / "a.png", image)
+    write(tmp_path / "masks" / "a.png", mask)
+    arguments = ("--bundle", str(bundle), "--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"))
+    figures = evaluate(capsys, *arguments)
+    cells = (side // cell) * (side // cell + 1)
+    # this gate alarms the eight cells around a defect too
+    assert figures["confusion"] == [[cells - 9, 8], [0, 1]]
+    assert figures["cells"] == cells
+    assert main(["evaluate", *arguments]) == 0
+    assert f"{cells} cells" in capsys.readouterr().out
+
+
+def test_a_gate_of_cells_without_masks_is_judged_by_its_worst_cell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bundle = write_cell_gate(tmp_path / "gate")
+    write(tmp_path / "images" / "clean" / "a.png", steel(2 * TILE, 2 * TILE))
+    write(tmp_path / "images" / "defect" / "b.png", steel(2 * TILE, 2 * TILE, (9, 9, 2 * CELL, 2 * CELL, DARK)))
+    figures = evaluate(capsys, "--bundle", str(bundle), "--images", str(tmp_path / "images"))
+    assert figures["confusion"] == [[1, 0], [0, 1]]
 
 
 def test_a_gate_is_judged_by_folders_named_as_its_classes(capsys: pytest.CaptureFixture[str], gate: str, tmp_path: Path) -> None:
