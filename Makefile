@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # setuptools warns of every editable installation with folders in it
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install -q
 
-.PHONY: help demo test lint bench-peers clean
+.PHONY: help demo test lint test-peers bench-peers clean
 
 help:
 	@echo "make demo    simulated strip, shipped engines, embedded broker, score card (about 20 s; no torch)"
 	@echo "make test    every test; installs torch and the test tools too"
 	@echo "make lint    ruff, mypy, import-linter"
-	@echo "make bench-peers   the seed systems' loop, MONAI, SAHI, supervision, Model API against rust-edge (some 15 min; ARGS=--quick)"
+	@echo "make bench-peers  speed against the seed systems' loop, MONAI, SAHI, supervision, Model API (some 15 min; ARGS=--quick)"
+	@echo "make test-peers   that those find the same with their whole halo; both in .venv-peers"
 	@echo "make clean   remove .venv and what tools left; out/ and runs/ stay"
 	@echo "PYTHON=python3.12 names another interpreter; ARGS='...' goes to rust-edge demo or pytest."
 
@@ -52,13 +53,16 @@ $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@touch $@ $(VENV)/.demo
 
 # Peers in an environment of their own: they must not decide over the versions that the product is tested with.
+test-peers: $(PEERS)/.peers
+	$(PEERS)/bin/python -m pytest -m 'peers or not peers' tests/benchmarks $(ARGS)
+
 bench-peers: $(PEERS)/.peers
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGS)
 
 $(PEERS)/.peers: pyproject.toml benchmarks/requirements-peers.txt
 	$(PYTHON) -m venv $(PEERS)
 	@echo "installing rust-edge, torch and the peers into $(PEERS) ..."
-	PYTHONWARNINGS=ignore $(PEERS)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0' pytest -e '.[openvino]'
+	PYTHONWARNINGS=ignore $(PEERS)/bin/python -m pip --disable-pip-version-check install -q 'torch==2.13.0' pytest pytest-timeout hypothesis -e '.[openvino]'
 	PYTHONWARNINGS=ignore $(PEERS)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r benchmarks/requirements-peers.txt
 	@touch $@
 

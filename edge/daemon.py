@@ -40,6 +40,7 @@ from edge.sinks.outbox import Outbox, Progress
 from edge.sources import open_source
 from edge.throughput import Throughput
 from edge.topics import topics_of
+from edge.tracking.tracker import STATE_VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class Daemon:
         if same and self._asked_id in (None, left.strip_id):
             _log.info("strip %s: going on from line %d", left.strip_id, left.resume_line)
             return left.strip_id, Checkpoint(left.resume_line, left.state)
-        why = f"strip {self._asked_id} is wanted" if same else "its station file or its bundle has changed"
+        why = f"strip {self._asked_id} is wanted" if same else "its station file, its bundle or rust-edge has changed"
         _log.warning("strip %s was left unfinished at line %d and is given up: %s", left.strip_id, left.resume_line, why)
         given_up = Progress(left.strip_id, left.resume_line, left.state, left.config_hash, left.bundle_hash, finished=True)
         self._outbox.commit([], given_up)
@@ -244,6 +245,7 @@ class Daemon:
             metres=coverage.total * self._config.scale.mm_per_line / 1000,
             lines_per_s=self._throughput.lines_per_s(),
             megapixels_per_s=self._throughput.lines_per_s() * width / 1e6,
+            engines=tuple(map(str, self._engines.choices)),
             queue_frames=len(self._ring),
             queue_capacity_frames=self._config.queue_frames,
             open_defects=self._pipeline.judgement.open_defects,
@@ -259,8 +261,8 @@ class Daemon:
 
 
 def _resume_hash(config: StationConfig) -> str:
-    """A strip is taken up again only with the same rules and from the same source."""
-    return hashlib.sha256((config_hash(config) + config.source.model_dump_json()).encode()).hexdigest()
+    """A strip is taken up again only with the same rules, from the same source, by a version that keeps the same state."""
+    return hashlib.sha256((config_hash(config) + config.source.model_dump_json() + str(STATE_VERSION)).encode()).hexdigest()
 
 
 def _source_counters(source: FrameSource) -> dict[str, float]:

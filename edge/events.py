@@ -197,7 +197,10 @@ class PublisherHealth(Part):
 
 
 class HealthData(Part):
-    """Counters of the running daemon, every few seconds. `counters` holds those without a field of their own."""
+    """Counters of the running daemon, every few seconds. `counters` holds those without a field of their own.
+
+    engines: what the bundle runs on and why, then the same of the gate.
+    """
 
     schema_name: ClassVar[str] = "health.v1"
 
@@ -206,6 +209,7 @@ class HealthData(Part):
     metres: NonNegative = 0.0
     lines_per_s: NonNegative = 0.0
     megapixels_per_s: NonNegative = 0.0
+    engines: tuple[str, ...] = ()
     queue_frames: NonNegativeInt = 0
     queue_capacity_frames: NonNegativeInt = 0
     open_defects: NonNegativeInt = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no development images at ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_as_in_a_terminal() -> None:
+    """Run in a shell's background, interrupts are ignored, by the processes that tests start as well."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

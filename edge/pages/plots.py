@@ -181,9 +181,9 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     >>> ticks(-0.3, 2.1)
     [0.0, 0.5, 1.0, 1.5, 2.0]
     """
-    if not high > low:
-        return [low]
     rough = (high - low) / wanted
+    if not rough > 0:  # a difference may be too small for its fifth to be a number
+        return [low]
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((factor * power for factor in (1, 2, 5, 10)), key=lambda candidate: abs(candidate - rough))
     return [round(index * step, 12) for index in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -102,6 +102,7 @@ def test_the_seed_loop_with_the_whole_halo_finds_what_the_dense_network_finds(ne
     assert np.mean(loop.mask(loop.run(strip), strip) != dense) < 1e-4
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(
     ("module", "system", "allowed"),
     [
@@ -117,11 +118,13 @@ def test_a_peer_with_the_whole_halo_finds_what_the_dense_network_finds(module, s
     peer.close()
 
 
+@pytest.mark.peers
 def test_model_api_with_the_whole_halo_finds_what_the_dense_network_finds(bundle, strip, dense):
     peer = _peer("model_api_tiles", "ModelApiTiles", bundle, 1, core_slicing(CORE, dense_halo(bundle)))
     assert np.mean(peer.mask(peer.run(strip), strip) != dense) < 1e-4
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("module", "system"), [("supervision_slices", "SupervisionSlices"), ("sahi_slices", "SahiSlices")])
 def test_pieces_with_their_halo_give_the_dense_mask(module, system, bundle, strip, dense):
     halo = dense_halo(bundle)
@@ -131,6 +134,7 @@ def test_pieces_with_their_halo_give_the_dense_mask(module, system, bundle, stri
     peer.close()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(
     ("module", "system"),
     [

@@ -257,9 +257,12 @@ def test_a_signal_ends_the_command_with_what_there_is_and_its_exit_code(tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_until(lambda: bool(list(tmp_path.glob(".rust-edge-bench-*/events.jsonl"))), process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        wait_until(lambda: bool(list(tmp_path.glob(".rust-edge-bench-*/events.jsonl"))), process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == INTERRUPTED, err
     assert "Traceback" not in err
     assert "Interrupted in memory" in out

@@ -22,7 +22,7 @@ def test_shipped_and_given_bundles_are_shown_with_what_they_are(tmp_path: Path, 
     assert main(["bundles", str(mine)]) == 0
     shown = capsys.readouterr().out
     assert "steel-gate: classifier, fp32" in shown
-    assert "lets tiles through from 0.500000 on: 100.00% of the defective, 0.00% of the clean ones" in shown
+    assert "from 0.500000 on lets tiles through: 100.00% of the defective, 0.00% of the clean ones" in shown
     assert f"{mine}: segmenter, fp32" in shown
     assert "background, dark, bright" in shown
     assert "0.8712" in shown

@@ -199,11 +199,13 @@ def test_an_outbox_in_use_by_another_daemon_is_refused(tmp_path):
 def test_counters_reach_the_observer(tmp_path):
     write_strip(tmp_path / "strip")
     seen = []
-    with daemon(station(tmp_path), observe=seen.append, observe_every_s=0.0) as running:
+    with daemon(station(tmp_path, session={"backend": "ort"}), observe=seen.append, observe_every_s=0.0) as running:
         running.run()
     assert seen[-1].coverage.total == 3000
     assert seen[-1].metres == 3000 * 0.25 / 1000
     assert [health.coverage.total for health in seen] == sorted(health.coverage.total for health in seen)
+    (engine,) = seen[-1].engines
+    assert engine.startswith("ort ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

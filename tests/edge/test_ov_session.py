@@ -11,7 +11,7 @@ from processor import require_whole_integer_products
 from small_networks import EngineBuilder, adding_unet, concatenating_unet, gate, images
 
 from calibration.activations import ActivationRange, activation_ranges, collect
-from edge.bundle import Bundle, check_golden, open_bundle, shipped_bundles
+from edge.bundle import SCORE_TOLERANCE, Bundle, check_golden, open_bundle, shipped_bundles
 from edge.errors import SessionError
 from edge.manifest import Streaming
 from edge.sessions.ort import OrtSession
@@ -146,7 +146,10 @@ def bundle(request) -> Bundle:
 
 def test_a_shipped_bundle_answers_its_golden_tiles(bundle):
     with OvSession(bundle.model_path, 1) as session:
-        assert check_golden(bundle, session).max_difference < 0.001
+        answer = check_golden(bundle, session)
+    # a gate's head is float: one step of the integers below it shows in its scores
+    assert answer.max_difference < (SCORE_TOLERANCE if bundle.manifest.precision == "int8" else 0.001)
+    assert answer.outliers == 0
 
 
 @pytest.mark.parametrize("name", ["steel-unet-fp32", "steel-unet-int8"])

@@ -78,7 +78,7 @@ def test_options_reach_the_builder(trt, model):
 
 def test_a_tile_engine_has_one_shape_a_batch_size(trt):
     engine = asked(build(trt, open_bundle("steel-gate-int8").model_path, TILES, "int8"))
-    assert engine["profiles"] == [{"image": [[n, 1, 128, 128]] * 3} for n in (1, 4, 8, 16)]
+    assert engine["profiles"] == [{"image": [[n, 1, 256, 256]] * 3} for n in (1, 4, 8, 16)]
 
 
 def test_a_streams_state_is_as_wide_as_its_strip():
@@ -157,7 +157,7 @@ CHANGES = {
     "device: Orin, now Thor": {"gpu": Gpu("Thor", "8.7")},
     "compute capability: 8.7, now 11.0": {"gpu": Gpu("Orin", "11.0")},
     "library: tensorrt 10.3.0.30, now tensorrt 10.13.3.9": {"trt": tensorrt("10.13.3.9")},
-    "input shapes: image 4x1x128x128, image 8x1x128x128, image 16x1x128x128, now without it": {"profiles": TILES[:1]},
+    "input shapes: image 4x1x256x256, image 8x1x256x256, image 16x1x256x256, now without it": {"profiles": TILES[:1]},
     "builder options: optimization_level=3, now optimization_level=5": {"options": BuildOptions(optimization_level=5)},
 }
 

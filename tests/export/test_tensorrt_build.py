@@ -45,8 +45,8 @@ def test_without_them_the_device_builds_at_its_first_start_and_the_reason_is_sai
 
 
 def test_a_file_that_tensorrt_refuses_here_is_an_error_here(bundle):
-    trt = tensorrt("10.3.0.30", refuses="ReduceMax")
-    with pytest.raises(SessionError, match=r"cannot read it: ReduceMax \(ReduceMax\): No importer"):
+    trt = tensorrt("10.3.0.30", refuses="Relu")
+    with pytest.raises(SessionError, match=r"cannot read it: \S+ \(Relu\): No importer"):
         build_for_device(bundle, find_module=lambda: trt, find_device=lambda: ORIN)
 
 
