@@ -92,24 +92,30 @@ def _pipeline_plots(pipeline: Sequence[PipelineFigures]) -> Iterator[Plot]:
 def _engine_plots(engines: Sequence[EngineFigures]) -> Iterator[Plot]:
     streams = [figures for figures in engines if figures.engine == "stream" and figures.chunk_lines]
     heights = tuple(sorted({float(figures.chunk_lines or 0) for figures in streams}))
-    if len(heights) > 1:
-        named: dict[str, dict[float, float]] = {}
-        for figures in streams:
-            named.setdefault(_engine_name(figures), {})[float(figures.chunk_lines or 0)] = figures.megapixels_per_cpu_s.value
-        series = tuple(Series(name, tuple(by.get(height, NAN) for height in heights)) for name, by in named.items())
-        note = "The line-streaming engine alone, each line computed once."
+    named: dict[str, dict[float, float]] = {}
+    for figures in streams:
+        named.setdefault(_engine_name(figures), {})[float(figures.chunk_lines or 0)] = figures.megapixels_per_cpu_s.value
+    curves = {name: by for name, by in named.items() if len(by) > 1}
+    if curves:
+        series = tuple(Series(name, tuple(by.get(height, NAN) for height in heights)) for name, by in curves.items())
+        note = "The line-streaming engine alone, each line computed once; x2: two threads."
         yield Curves("Stream by chunk height", note, "lines a chunk", "MPix per CPU-second", heights, series, scale="logarithmic")
     for kind, title in (("tiles", "Tiles"), ("gate", "Gate")):
         some = [figures for figures in engines if figures.engine == kind]
         if some:
-            labels = tuple(f"{_engine_name(figures)}{f', {figures.batch} at once' if figures.batch else ''}" for figures in some)
+            labels = tuple(f"{_engine_name(figures)}{f', batch {figures.batch}' if figures.batch else ''}" for figures in some)
             speeds = tuple(figures.megapixels_per_cpu_s.value for figures in some)
-            yield Bars(title, "The engine alone, pixels of the strip.", "MPix per CPU-second", labels, (Series("", speeds),))
+            yield Bars(
+                title,
+                "The engine alone, pixels of the strip; x2: two threads.",
+                "MPix per CPU-second",
+                labels,
+                (Series("", speeds),),
+            )
 
 
 def _engine_name(figures: EngineFigures) -> str:
-    threads = "1 thread" if figures.threads == 1 else f"{figures.threads} threads"
-    return f"{figures.backend} {figures.precision}, {threads}"
+    return f"{figures.backend} {figures.precision}{f' x{figures.threads}' if figures.threads > 1 else ''}"
 
 
 def _latency_plot(latency: LatencyFigures) -> Plot:
