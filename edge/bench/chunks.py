@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
-from edge.bench.plan import LATENCY_SHARE, Plan
+from edge.bench.plan import LATENCY_SHARE, Plan, plan_modes
 from edge.bench.replay import Spent, Stopwatch
 from edge.bench.results import ChunkChoice, ChunkFigures, figure_of, now_utc
 from edge.bench.strip_source import cut_there_and_back
@@ -91,7 +91,7 @@ def choose_height(heights: Sequence[ChunkFigures]) -> int | None:
 
 
 def _open(plan: Plan, chunk_lines: int, opened: ExitStack) -> Segmenter:
-    config = plan.config.model_copy(update={"mode": "dense", "chunk_lines": chunk_lines})
+    config = plan_modes(plan.config)[0].model_copy(update={"chunk_lines": chunk_lines})
     segmenter = opened.enter_context(Engines(config, plan.origin)).segmenter(plan.station.width_px)
     segmenter.start(0)
     return segmenter

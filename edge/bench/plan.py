@@ -117,7 +117,8 @@ def plan_modes(config: StationConfig) -> tuple[StationConfig, ...]:
     """The modes that a station can be measured in: mode tiles as it is, else dense, and with its gate as a cascade."""
     if config.mode == "tiles":
         return (config,)
-    dense = config.model_copy(update={"mode": "dense"})
+    # bands are the cascade's: a dense station that names some would be refused
+    dense = config.model_copy(update={"mode": "dense", "tiling": config.tiling.model_copy(update={"band_lines": None})})
     return (dense, config.model_copy(update={"mode": "cascade"})) if config.gate else (dense,)
 
 

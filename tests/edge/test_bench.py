@@ -21,7 +21,7 @@ from toy_engines import write_gate, write_range_classifier, write_segmenter
 
 from edge.backends import ORDER
 from edge.bench.engines import BATCHES, CHUNKS, thread_counts, variants_of
-from edge.bench.plan import Budget, Plan, make_plan, strip_width
+from edge.bench.plan import Budget, Plan, make_plan, plan_modes, strip_width
 from edge.bench.progress import Progress
 from edge.bench.results import PARTS, Part, Results, json_of, read_results
 from edge.bench.run import measure
@@ -315,3 +315,10 @@ def test_bad_input_is_one_clear_error_before_anything_is_measured(
     err = capsys.readouterr().err
     assert told in err
     assert err.startswith("rust-edge: ")
+
+
+def test_a_cascade_with_bands_of_its_own_is_measured_dense_as_well(tmp_path: Path) -> None:
+    config = parse_config(station(tmp_path, mode="cascade", gate="gate", tiling={"band_lines": 512}), "station.yaml")
+    dense, cascade = plan_modes(config)
+    assert (dense.mode, dense.tiling.band_lines) == ("dense", None)
+    assert (cascade.mode, cascade.tiling.band_lines) == ("cascade", 512)
