@@ -145,7 +145,10 @@ def _sample(source: StripSource, mm_per_line: float, every_s: float, ended: thre
         last = ended.wait(every_s)
         metres = source.health().lines * mm_per_line / 1000
         sample = MemorySample(seconds=time.monotonic() - began_s, metres=metres, rss_mib=resident_mib())
-        print(sample.model_dump_json(), flush=True)
+        try:
+            print(sample.model_dump_json(), flush=True)
+        except BrokenPipeError:  # the bench has gone: the end of stdin stops the daemon
+            return
         if last:
             return
 
