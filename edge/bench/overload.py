@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge.bench.strip_source import StripSource
 from edge.broker import EmbeddedBroker
 from edge.daemon import Daemon
 from edge.errors import StageError
+from edge.ledger import Coverage
 
 LOAD = 1.2
 _FILLED_AFTER = 0.2
@@ -39,7 +41,6 @@ def measure_overload(plan: Plan, capacity_lines_per_s: float | None) -> Iterator
             coverage = daemon.run().coverage
         told = _told_at_the_end(folder / "events.jsonl")
     captured = source.health().lines
-    counts = {name: getattr(coverage, name) for name in ("inspected", "gated", "lost", "shed")}
     yield OverloadFigures(
         load_share=LOAD,
         line_rate_hz=line_rate_hz,
@@ -51,8 +52,17 @@ def measure_overload(plan: Plan, capacity_lines_per_s: float | None) -> Iterator
         lost_lines=coverage.lost,
         shed_lines=coverage.shed,
         shed_share=coverage.shed / captured,
-        ledger_exact=sum(counts.values()) == captured and told == {**counts, "total": captured},
+        ledger_exact=adds_up(coverage, told, captured),
     )
+
+
+def adds_up(coverage: Coverage, told: dict[str, Any], captured: int) -> bool:
+    """Whether the daemon's counts, and those in its last event, are the captured lines, every one of them once.
+
+    >>> adds_up(Coverage(inspected=3, shed=1), {"inspected": 3, "gated": 0, "lost": 0, "shed": 1, "total": 4}, 4)
+    True
+    """
+    return coverage.total == captured and told == {**asdict(coverage), "total": captured}
 
 
 def _told_at_the_end(events: Path) -> dict[str, Any]:

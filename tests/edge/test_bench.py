@@ -21,6 +21,7 @@ from toy_engines import write_gate, write_range_classifier, write_segmenter
 
 from edge.backends import ORDER
 from edge.bench.engines import BATCHES, CHUNKS, thread_counts, variants_of
+from edge.bench.overload import adds_up
 from edge.bench.plan import Budget, Plan, make_plan, plan_modes, strip_width
 from edge.bench.progress import Progress
 from edge.bench.results import PARTS, Part, Results, json_of, read_results
@@ -29,6 +30,7 @@ from edge.box import VARIABLE, read_box
 from edge.bundle import open_bundle
 from edge.cli import INTERRUPTED, main
 from edge.config import parse_config
+from edge.ledger import Coverage
 
 TINY = Budget(dict.fromkeys(PARTS, 0.2) | {"latency": 5.0, "overload": 1.0, "memory": 1.0}, 0.05, "typical")
 LINES = 20 * 256
@@ -150,6 +152,15 @@ def test_every_line_of_an_overload_is_in_the_ledger(cascade: Results) -> None:
     assert overload.ledger_exact
     counted = overload.inspected_lines + overload.gated_lines + overload.lost_lines + overload.shed_lines
     assert counted == overload.captured_lines > 0
+
+
+def test_a_ledger_adds_up_only_where_every_line_is_in_it_and_the_event_says_the_same() -> None:
+    coverage = Coverage(inspected=2, gated=1, shed=1)
+    event = {"inspected": 2, "gated": 1, "lost": 0, "shed": 1, "total": 4}
+    assert adds_up(coverage, event, 4)
+    assert not adds_up(coverage, event | {"total": 5}, 5)  # a captured line that nobody counted
+    assert not adds_up(coverage, event | {"shed": 2}, 4)
+    assert not adds_up(coverage, event | {"total": 3}, 4)
 
 
 def test_memory_is_sampled_along_the_strip(cascade: Results) -> None:

@@ -169,6 +169,16 @@ def test_a_row_is_out_after_its_lag_at_the_latest(kind, width, begin, chunk_line
         assert out >= begin + line + 1 - segmenter.lag_lines
 
 
+@pytest.mark.parametrize("chunk_lines", [16, 24, 64])
+def test_streamed_rows_end_at_a_multiple_of_the_chunk_or_less_than_a_stride_beyond_it(chunk_lines):
+    net = engine("exact")
+    rows = segmenter_of("streaming", net, 20, chunk_lines)
+    rows.start(0)
+    stops = [part.line_stop for part in rows.push(strip_of(6 * chunk_lines, 20))]
+    assert len(stops) > 2
+    assert max(stop % chunk_lines for stop in stops) < net.stride
+
+
 def test_a_run_without_lines_has_no_rows():
     for kind in KINDS:
         segmenter = segmenter_of(kind, engine("exact"), 20)
