@@ -16,9 +16,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from edge.backends import ORDER, BundleEngines
+from edge.backends import BundleEngines
 from edge.bundle import open_bundle
-from edge.config import Scale, SessionOptions, SimulatedDefects
+from edge.config import AUTO, Scale, SessionOptions, SimulatedDefects
 from edge.errors import SessionError
 from edge.sources.steel_strip import SteelStrip
 
@@ -32,7 +32,7 @@ def lines() -> np.ndarray:
     return SteelStrip(WIDTH, 20, SimulatedDefects(), Scale()).lines(0, LINES)[None, None]
 
 
-@pytest.fixture(scope="module", params=ORDER)
+@pytest.fixture(scope="module", params=AUTO)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -9,31 +9,34 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final
 
 from edge.bundle import SHIPPED, Bundle, GoldenAnswer, check_golden
-from edge.config import SessionOptions
+from edge.config import BackendName, SessionOptions
 from edge.engine_cache import engines_beside
 from edge.errors import BundleError, SessionError
-from edge.manifest import Streaming
 from edge.sessions import Session, StreamingSession
 from edge.stream_check import check_stream
 
 _log = logging.getLogger(__name__)
 
-BackendName = Literal["openvino", "ort"]
-ORDER: Final[tuple[BackendName, ...]] = ("openvino", "ort")
-"""What `auto` tries, the faster one first: on x86 OpenVINO takes two thirds of ONNX Runtime's time for an INT8 U-Net."""
+OpenTiles = Callable[[Bundle, Path | None], Session]
+"""A bundle, and the folder for what is compiled of it -> its session for tiles."""
+OpenStream = Callable[[Bundle, Path | None, int, int], StreamingSession]
+"""A bundle that can stream, the folder, columns, lines of a chunk -> its streaming session."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A backend that is there, as the station wants it. version: of its library, as `2026.4.1`."""
+    """A backend that is there, as the station wants it. version: of its library, as `2026.4.1`.
+
+    open_stream: None: it knows tiles alone.
+    """
 
     name: BackendName
     version: str
-    open_tiles: Callable[[Path, Path | None], Session]
-    open_stream: Callable[[Path, Path | None, Streaming, int, int], StreamingSession]
+    open_tiles: OpenTiles
+    open_stream: OpenStream | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class BundleEngines:
     def __init__(self, bundle: Bundle, options: SessionOptions) -> None:
         self.bundle = bundle
         self._options = options
-        self._left = list(_wanted(options))
+        self._left = list(options.backends)
         self._against: list[tuple[str, SessionError | BundleError]] = []
         self._opened = ExitStack()
 
@@ -78,6 +81,11 @@ class BundleEngines:
         return self._choice
 
     @property
+    def streams(self) -> bool:
+        """Whether the bundle can run line-streaming on what it runs on now."""
+        return self.bundle.manifest.streaming is not None and self._runtime.open_stream is not None
+
+    @property
     def golden(self) -> GoldenAnswer:
         """How the engine for tiles answered the golden ones."""
         return self._golden
@@ -89,13 +97,14 @@ class BundleEngines:
 
     def stream(self, width: int, chunk_lines: int) -> StreamingSession:
         """The streaming engine at one size, found to answer what the one for tiles does; closed with the others."""
-        streaming, path = self.bundle.manifest.streaming, self.bundle.stream_path
-        if streaming is None or path is None:
+        if self.bundle.manifest.streaming is None:
             raise BundleError(f"{self.bundle.path}: holds no stream; expected dense: slabs")
         while True:
             try:
+                if self._runtime.open_stream is None:
+                    raise SessionError(f"session.backend: {self._runtime.name} knows tiles alone; expected dense: slabs")
                 with ExitStack() as opening:
-                    opened = self._runtime.open_stream(path, self._folder, streaming, width, chunk_lines)
+                    opened = self._runtime.open_stream(self.bundle, self._folder, width, chunk_lines)
                     session = opening.enter_context(opened)
                     check_stream(self.bundle, self._tiles, session, width)
                     self._opened.push(opening.pop_all())
@@ -123,7 +132,7 @@ class BundleEngines:
     def _load(self, runtime: Runtime) -> None:
         folder = engines_folder(self.bundle, self._options.cache)
         with ExitStack() as opening:
-            tiles = opening.enter_context(runtime.open_tiles(self.bundle.model_path, folder))
+            tiles = opening.enter_context(runtime.open_tiles(self.bundle, folder))
             golden = check_golden(self.bundle, tiles)
             self._opened.close()
             self._opened = opening.pop_all()
@@ -177,12 +186,8 @@ def _user_cache() -> Path:
     return named / "rust-edge"
 
 
-def _wanted(options: SessionOptions) -> tuple[BackendName, ...]:
-    return ORDER if options.backend == "auto" else (options.backend,)
-
-
 def _why(options: SessionOptions) -> str:
-    return f"auto: the first of {', '.join(ORDER)}" if options.backend == "auto" else "session.backend"
+    return f"auto: the first of {', '.join(options.backends)}" if options.backend == "auto" else "session.backend"
 
 
 def _openvino(options: SessionOptions) -> Runtime:
@@ -194,9 +199,9 @@ def _openvino(options: SessionOptions) -> Runtime:
     return Runtime(
         "openvino",
         version(),
-        lambda engine, folder: OvSession(engine, threads, precision=precision, cache=folder, answer="integers"),
-        lambda engine, folder, streaming, width, lines: OvStreamingSession(
-            engine, streaming, width, lines, threads, precision=precision, cache=folder, answer="integers"
+        lambda bundle, folder: OvSession(bundle.model_path, threads, precision=precision, cache=folder, answer="integers"),
+        lambda bundle, folder, width, lines: OvStreamingSession(
+            *bundle.streaming(), width, lines, threads, precision=precision, cache=folder, answer="integers"
         ),
     )
 
@@ -214,11 +219,24 @@ def _ort(options: SessionOptions) -> Runtime:
     return Runtime(
         "ort",
         onnxruntime.__version__,
-        lambda engine, _: OrtSession(engine, options.threads, answer="integers"),
-        lambda engine, _, streaming, width, lines: OrtStreamingSession(
-            engine, streaming, width, lines, options.threads, answer="integers"
+        lambda bundle, _: OrtSession(bundle.model_path, options.threads, answer="integers"),
+        lambda bundle, _, width, lines: OrtStreamingSession(
+            *bundle.streaming(), width, lines, options.threads, answer="integers"
         ),
     )
 
 
-_RUNTIMES: Final[Mapping[BackendName, Callable[[SessionOptions], Runtime]]] = {"openvino": _openvino, "ort": _ort}
+def _tensorrt(options: SessionOptions) -> Runtime:
+    raise SessionError("no TensorRT")
+
+
+def _kserve(options: SessionOptions) -> Runtime:
+    raise SessionError("no inference server")
+
+
+_RUNTIMES: Final[Mapping[BackendName, Callable[[SessionOptions], Runtime]]] = {
+    "tensorrt": _tensorrt,
+    "openvino": _openvino,
+    "ort": _ort,
+    "kserve": _kserve,
+}

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from edge.errors import BundleError
-from edge.manifest import FORMAT_VERSION, Manifest
+from edge.manifest import FORMAT_VERSION, Manifest, Streaming
 from edge.scores import float_scores
 from edge.sessions import Session
 
@@ -105,6 +105,12 @@ class Bundle:
     def stream_path(self) -> Path | None:
         """The engine for lines; None where the network cannot stream."""
         return self.path / STREAM if self.manifest.streaming else None
+
+    def streaming(self) -> tuple[Path, Streaming]:
+        """The engine for lines, and what the manifest says of it. Raises BundleError where the network cannot stream."""
+        if self.manifest.streaming is None:
+            raise BundleError(f"{self.path}: holds no stream; expected dense: slabs")
+        return self.path / STREAM, self.manifest.streaming
 
     def golden(self) -> Golden:
         """Golden tiles. Raises BundleError."""

@@ -76,6 +76,8 @@ def key_path(fault: Any) -> tuple[str | int, ...]:
             location = ("source", "path")
         if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
             location = ("source", "kind")
+    if location[:2] == ("session", "backend") and len(location) > 2:
+        location = (*location[:2], *location[3:])  # the third part says whether one was got or several
     return location[:1] if location[:1] == ("chunk_lines",) else location
 
 

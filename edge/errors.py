@@ -6,6 +6,7 @@ RustEdgeError
 ├── SourceError      look at the camera, or at the images
 │   └── ImageError   one image that cannot be part of a strip
 ├── SessionError     this box cannot run this engine: another backend, another bundle
+│   └── StateLostError  another engine goes on in place of a streaming one that failed: feed it the lines before again
 ├── BrokerError      correct the broker's address or credentials
 ├── OutboxError      make room on the disk, or name another path
 └── StageError       a stage of the daemon died: the log names it; restart resumes
@@ -48,6 +49,10 @@ class SessionError(RustEdgeError):
     """A backend is missing or cannot run the engine."""
 
     exit_code = 5
+
+
+class StateLostError(SessionError):
+    """A streaming engine failed, and another one, at rest, stands in its place: feed it the lines before again."""
 
 
 class BrokerError(RustEdgeError):

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from edge.backends import ORDER, BackendName, BundleEngines
+from edge.backends import BundleEngines
 from edge.bench.plan import LATENCY_SHARE, Plan
 from edge.bench.replay import Spent, Stopwatch
 from edge.bench.results import EngineFigures, figure_of
 from edge.bundle import Bundle, open_bundle
-from edge.config import SessionOptions
+from edge.config import AUTO, BackendName, SessionOptions
 from edge.engines import dense_halo
 from edge.errors import BundleError, SessionError
 from edge.frame import Lines
@@ -117,7 +117,7 @@ def variants_of(plan: Plan, bundle: Bundle, sibling: Bundle | None, gate: Bundle
     """What is tried: every backend that is there, or the station's own with typical sizes."""
     whole = plan.budget.sweep == "whole"
     batches, chunks = (BATCHES, CHUNKS) if whole else ((TYPICAL_BATCH,), (TYPICAL_CHUNK,))
-    for backend in ORDER if whole else [backend for backend in ORDER if backend == plan.station.backend]:
+    for backend in AUTO if whole else [backend for backend in AUTO if backend == plan.station.backend]:
         yield from _single_threaded(bundle, backend, batches, chunks)
         for threads in thread_counts(cores)[1:]:
             yield Variant("tiles", bundle, backend, threads, batch=TYPICAL_BATCH)

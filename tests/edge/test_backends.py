@@ -26,6 +26,7 @@ from edge.daemon import Daemon
 from edge.engine_cache import engines_beside
 from edge.engines import Engines
 from edge.errors import BundleError, ConfigError, SessionError
+from edge.manifest import Streaming
 from edge.sources.steel_strip import SteelStrip
 
 NAMES = ["openvino", "ort"]
@@ -71,7 +72,7 @@ def test_openvino_comes_first_where_it_is_installed(toy: Bundle) -> None:
     require("openvino")
     with BundleEngines(toy, options()) as engines:
         assert engines.choice.backend == "openvino"
-        assert engines.choice.reason == "auto: the first of openvino, ort"
+        assert engines.choice.reason.startswith("no TensorRT")
 
 
 def test_without_openvino_onnx_runtime_runs_the_bundle_and_says_why(
@@ -109,7 +110,9 @@ def wrong_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     def mistaken(asked: SessionOptions) -> backends.Runtime:
         from edge.sessions.ov import OvSession
 
-        return dataclasses.replace(make(asked), open_tiles=lambda path, folder: OvSession(altered_weights(path), 1))
+        return dataclasses.replace(
+            make(asked), open_tiles=lambda bundle, folder: OvSession(altered_weights(bundle.model_path), 1)
+        )
 
     monkeypatch.setattr(backends, "_RUNTIMES", {**backends._RUNTIMES, "openvino": mistaken})
 
@@ -135,8 +138,14 @@ def test_where_no_backend_is_left_every_reason_is_told(tmp_path: Path, monkeypat
     toy = open_bundle(write_segmenter(tmp_path / "toy"))
     golden = dict(np.load(toy.path / "golden.npz"))
     np.savez(toy.path / "golden.npz", **(golden | {"scores": golden["scores"] + golden["scores"].max()}))
-    with pytest.raises(BundleError, match=r"(?s)^openvino: .+otherwise.+\nort: .+otherwise"):
+    with pytest.raises(BundleError, match=r"(?s)^tensorrt: no TensorRT.*\nopenvino: .+otherwise.+\nort: .+otherwise"):
         BundleEngines(toy, options()).__enter__()
+
+
+def one_line_short(bundle: Bundle) -> tuple[Path, Streaming]:
+    """A stream whose rows trail the newest line by one line more than is said."""
+    path, streaming = bundle.streaming()
+    return path, streaming.model_copy(update={"lag_lines": streaming.lag_lines - 1})
 
 
 def test_a_stream_that_answers_otherwise_than_the_tiles_changes_the_backend(
@@ -151,11 +160,8 @@ def test_a_stream_that_answers_otherwise_than_the_tiles_changes_the_backend(
 
         return dataclasses.replace(
             make(asked),
-            open_stream=lambda path, folder, streaming, width, lines: OvStreamingSession(
-                # rows trail the newest line by one line more than is said
-                path, streaming.model_copy(update={"lag_lines": streaming.lag_lines - 1}), width, lines, 1
-            ),
-        )  # fmt: skip
+            open_stream=lambda bundle, folder, width, lines: OvStreamingSession(*one_line_short(bundle), width, lines, 1),
+        )
 
     monkeypatch.setattr(backends, "_RUNTIMES", {**backends._RUNTIMES, "openvino": mistaken})
     with BundleEngines(unet, options()) as engines:

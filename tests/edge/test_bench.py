@@ -19,7 +19,6 @@ import yaml
 from stations import station, write_strip
 from toy_engines import write_gate, write_range_classifier, write_segmenter
 
-from edge.backends import ORDER
 from edge.bench.engines import BATCHES, CHUNKS, thread_counts, variants_of
 from edge.bench.overload import adds_up
 from edge.bench.plan import Budget, Plan, make_plan, plan_modes, strip_width
@@ -29,7 +28,7 @@ from edge.bench.run import measure
 from edge.box import VARIABLE, read_box
 from edge.bundle import open_bundle
 from edge.cli import INTERRUPTED, main
-from edge.config import parse_config
+from edge.config import AUTO, parse_config
 from edge.ledger import Coverage
 
 TINY = Budget(dict.fromkeys(PARTS, 0.2) | {"latency": 5.0, "overload": 1.0, "memory": 1.0}, 0.05, "typical")
@@ -105,7 +104,7 @@ def test_the_whole_sweep_tries_every_backend_and_the_float_sibling(tmp_path: Pat
     unet, sibling = open_bundle("steel-unet-int8"), open_bundle("steel-unet-fp32")
     variants = list(variants_of(plan, unet, sibling, None, cores=4))
     assert len(set(map(str, variants))) == len(variants)
-    for backend in ORDER:
+    for backend in AUTO:
         own = [variant for variant in variants if variant.backend == backend]
         assert {variant.bundle.manifest.precision for variant in own} == {"int8", "fp32"}
         assert {variant.threads for variant in own} == {1, 2, 4}
