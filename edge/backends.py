@@ -16,6 +16,7 @@ from edge.config import BackendName, SessionOptions
 from edge.engine_cache import engines_beside
 from edge.errors import BundleError, SessionError
 from edge.sessions import Session, StreamingSession
+from edge.sessions.on_device import DeviceSession, DeviceStream
 from edge.stream_check import check_stream
 
 _log = logging.getLogger(__name__)
@@ -112,6 +113,14 @@ class BundleEngines:
             except (SessionError, BundleError) as error:
                 self._give_up(self._runtime.name, error)
                 self._open_next()
+
+    def on_device(self, session: Session) -> DeviceSession | None:
+        """The part of one of these sessions that computes on a GPU now; None: it does not."""
+        return session if isinstance(session, DeviceSession) else None
+
+    def stream_on_device(self, session: StreamingSession) -> DeviceStream | None:
+        """The same of a streaming one."""
+        return session if isinstance(session, DeviceStream) else None
 
     def _open_next(self) -> None:
         """The first of the backends left that loads the bundle and answers its golden tiles."""
