@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # setuptools warns of every editable installation with folders in it
 INSTALL := PYTHONWARNINGS=ignore $(PIP) install -q
 
-.PHONY: help demo test lint test-peers bench-peers clean
+.PHONY: help demo test test-gpu lint test-peers bench-peers clean
 
 help:
 	@echo "make demo    simulated strip, shipped engines, embedded broker, score card (about 20 s; no torch)"
 	@echo "make test    every test; installs torch and the test tools too"
+	@echo "make test-gpu     on a machine with a GPU: device, kernels, engines, pipeline against the CPU path"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench-peers  speed against the seed systems' loop, MONAI, SAHI, supervision, Model API (some 15 min; ARGS=--quick)"
 	@echo "make test-peers   that those find the same with their whole halo; both in .venv-peers"
@@ -23,7 +24,10 @@ demo: $(VENV)/.demo
 	$(BIN)/rust-edge demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadgroup $(ARGS)
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml
 # One resolution: the group's pinned torch satisfies the range of the extras.
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml
 	@echo "installing rust-edge with torch and the test tools into $(VENV) ..."
-	$(INSTALL) --group dev -e '.[demo,export,train,keras,openvino,xlsx]'
+	$(INSTALL) --group dev -e '.[demo,export,train,keras,openvino,kserve,xlsx]'
 	@touch $@ $(VENV)/.demo
 
 # Peers in an environment of their own: they must not decide over the versions that the product is tested with.

@@ -35,6 +35,12 @@ OUTLIERS = {"fp32": 0.0, "fp16": 0.001, "int8": 0.001}
 processor; one step of a deep tensor then moves a few scores by more than the tolerance: 1 in 20,000 between ONNX Runtime's
 integer kernels and its float ones on the same Q/DQ file. Another engine moves most of them."""
 
+ROUNDED_ELSEWHERE = {"kserve": 0.03, "tensorrt": 0.03}
+"""The same of an INT8 bundle's golden tiles on backends whose kernels round where they like, not where this station's rewrites
+have it. Golden tiles are few: one such step may move a tenth of one tile's scores. The shipped INT8 U-Net's file as it stands, in
+ONNX Runtime as a server runs it: 9 % of one tile, 1.1 % of all, and no label. Another engine moves more: every 500th weight of
+one layer 8 steps off 13 %, one scale 1 % off 17 %, the FP32 U-Net 21 %."""
+
 
 @dataclass(frozen=True, slots=True)
 class Golden:
@@ -166,8 +172,8 @@ def file_sha256(path: Path) -> str:
 def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
     """Ask an engine the golden tiles; BundleError where it answers otherwise than when it was verified.
 
-    Scores may differ by SCORE_TOLERANCE of their spread, an INT8 engine's by more in OUTLIERS of them; a label may differ
-    only where its two best scores (the background's is 0 where it has no channel) are within that tolerance.
+    Scores may differ by SCORE_TOLERANCE of their spread, an INT8 engine's by more in OUTLIERS of them, or ROUNDED_ELSEWHERE; a
+    label may differ only where its two best scores (the background's is 0 where it has no channel) are within that tolerance.
     """
     golden = bundle.golden()
     size = bundle.manifest.input
@@ -186,15 +192,17 @@ def check_golden(bundle: Bundle, session: Session) -> GoldenAnswer:
     if session.steps is not None:
         scores, least_spread = float_scores(scores, session.steps), LEAST_SPREAD * session.steps.size
     answer = compare_golden(golden, scores, bundle.manifest.activation, bundle.manifest.head, least_spread)
-    allowed = OUTLIERS[bundle.manifest.precision]
-    # a mask does not tell how near another class was
-    allowed_labels = allowed if bundle.manifest.head != "mask" else max(allowed, SCORE_TOLERANCE)
+    allowed = allowed_labels = OUTLIERS[bundle.manifest.precision]
+    if bundle.manifest.precision == "int8":
+        allowed = ROUNDED_ELSEWHERE.get(session.backend, allowed)
+    if bundle.manifest.head == "mask":  # it does not tell how near another class was
+        allowed_labels = max(allowed_labels, SCORE_TOLERANCE)
     if answer.outliers > allowed or answer.changed > allowed_labels * answer.labels:
         raise BundleError(
             f"{bundle.path}: {session.backend} answers the golden tiles otherwise than when the bundle was verified: "
             f"{answer.outliers:.3%} of the scores differ by more than {SCORE_TOLERANCE:.0%} of their spread "
             f"(at most {answer.max_difference:.1%}), {answer.changed} of {answer.labels} labels are others; "
-            f"expected {allowed:.1%} at most: use another backend, or export again"
+            f"expected {allowed:.1%} and {allowed_labels:.1%} at most: use another backend, or export again"
         )
     return answer
 

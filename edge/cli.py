@@ -34,6 +34,7 @@ OWN_COMMANDS = {
     "evaluate": "quality of a bundle on labelled images: IoU and Dice, or accuracy and recall",
     "subscribe": "print alerts as they arrive from a broker",
     "bundles": "shipped and given bundles, what each is and its measured quality",
+    "cameras": "cameras that answer, and what one of them can be set to",
     "config": "check, show or describe a station file",
     "bench": "what this box carries with this bundle and station file, measured, and what it means",
     "doctor": "what this box has and lacks, and how fast a strip it can carry",

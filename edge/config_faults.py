@@ -29,19 +29,29 @@ _EXPECTED = {
     "model_type": "a section of keys and values",
     "model_attributes_type": "a section of keys and values",
     "dict_type": "a section of keys and values",
+    "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
 }
 """What is expected instead, by pydantic's type of error; filled in from the error's context.
 
 Source: https://docs.pydantic.dev/latest/errors/validation_errors/
 """
 
+_EITHER: dict[tuple[str | int, ...], str] = {
+    ("source", "path"): "a folder, an image, or a list of both",
+    ("source", "producer"): "a .cti file, or a list of them",
+    ("source", "device"): "an id or a serial number in quotes, or a whole number from 0",
+}
+"""What is expected of keys that take one kind of value or another: pydantic tells each kind apart."""
+
 
 def explain(fault: Any, root: type[BaseModel]) -> str:
     """One line for one of `ValidationError.errors()`. root: the model that was validated."""
-    keys = key_path(fault)
-    where = ".".join(str(key) for key in keys)
+    path = key_path(fault)
+    where = ".".join(str(key) for key in path)
+    keys = path[len(_camera_of(path)) :]
     kind, got, context = fault["type"], fault["input"], fault.get("ctx", {})
-    if keys[-1:] == ("password",):
+    if keys[-1:] == ("password",) or kind == "secret_in_url":
         got = "***"  # a secret never reaches a terminal or a log
     if kind == "extra_forbidden":
         known = _known_keys(root, fault["loc"][:-1])
@@ -53,12 +63,12 @@ def explain(fault: Any, root: type[BaseModel]) -> str:
         return f"{where}: {told}; expected {' or '.join(kinds)}"
     if kind == "missing":
         return f"{where}: missing; expected {'a section' if keys == ('source',) else 'a value'}"
-    if keys == ("source", "path"):
-        return f"{where}: got {got!r}; expected a folder, an image, or a list of both"
+    if keys in _EITHER and (keys[1] != "path" or "folder" in fault["loc"]):
+        return f"{where}: got {got!r}; expected {_EITHER[keys]}"
     if kind in _EXPECTED:
         return f"{where}: got {got!r}; expected {_EXPECTED[kind].format_map(context)}"
     message: str = fault["msg"].removeprefix("Value error, ")
-    if not keys:
+    if not path:
         return message  # a rule over several keys of the top: it names them itself
     return (
         f"{where}: {message}"
@@ -69,16 +79,23 @@ def explain(fault: Any, root: type[BaseModel]) -> str:
 
 def key_path(fault: Any) -> tuple[str | int, ...]:
     """Where the fault lies in the file: pydantic's location without its names for the members of a union."""
-    location = tuple(fault["loc"])
+    whole = tuple(fault["loc"])
+    camera = _camera_of(whole)
+    location = whole[len(camera) :]
     if location[:1] == ("source",):
         location = ("source", *location[2:])  # the second part is the source's kind
-        if location[1:2] == ("path",):
-            location = ("source", "path")
+        if location[:2] in _EITHER:
+            location = location[:2]
         if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
             location = ("source", "kind")
-    if location[:2] == ("session", "backend") and len(location) > 2:
+    if location[:2] in (("session", "backend"), ("session", "gate_backend")) and len(location) > 2:
         location = (*location[:2], *location[3:])  # the third part says whether one was got or several
-    return location[:1] if location[:1] == ("chunk_lines",) else location
+    return (*camera, *location[: 1 if location[:1] == ("chunk_lines",) else None])
+
+
+def _camera_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of a location that says which of several cameras it is about: `cameras.1`, or nothing."""
+    return location[:2] if location[:1] == ("cameras",) else ()
 
 
 def take_out(document: Any, fault: Any) -> bool:
@@ -86,20 +103,62 @@ def take_out(document: Any, fault: Any) -> bool:
 
     Changes `document`. False: nothing could be done.
     """
-    *parents, leaf = key_path(fault) or ("",)
-    section = document
+    path = key_path(fault)
+    camera = _camera_of(path)
+    if not path:
+        return _take_out_rule(document, fault)
+    if camera and _take_out_of_cameras(document, path):
+        return True
+    section = document["cameras"][camera[1]] if camera else document
+    *parents, leaf = path[len(camera) :]
+    if leaf == "source" or (parents == ["source"] and leaf in ("kind", "path", "producer", "url", "address", "serial", "name")):
+        section["source"] = dict(_SOUND_SOURCE)
+        return True
     for key in parents:
         section = section.get(key) if isinstance(section, dict) else None
-    if leaf == "source" or (parents == ["source"] and leaf in ("kind", "path")):
-        document["source"] = {"kind": "folder", "path": "."}
-        return True
-    if leaf == "" and document.get("mode") == "cascade":
-        document["mode"] = "dense"  # the one rule that compares keys of the top: cascade needs a gate
+    if isinstance(section, dict) and (*parents, leaf) == ("session", "kserve", "url"):
+        section["url"] = "host:8001"  # it is required: taken out it would be a second fault
         return True
     if isinstance(section, dict) and leaf in section:
         del section[leaf]
         return True
     return False
+
+
+_SOUND_SOURCE = {"kind": "folder", "path": "."}
+
+
+def _take_out_rule(document: Any, fault: Any) -> bool:
+    """The same for a rule that compares keys of the top."""
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "no_camera":
+        document["source"] = dict(_SOUND_SOURCE)
+    elif kind == "source_beside_cameras":
+        del document["source"]
+    elif kind == "camera_beside_cameras":
+        del document["camera"]
+    elif kind == "flat_field_beside_cameras":
+        del document["flat_field"]
+    elif kind == "camera_twice":
+        document["cameras"][context["index"]]["camera"] = f"unnamed-{context['index']}"
+    elif document.get("mode") == "cascade":
+        document["mode"] = "dense"  # cascade needs a gate
+    else:
+        return False
+    return True
+
+
+def _take_out_of_cameras(document: Any, path: tuple[str | int, ...]) -> bool:
+    """The same where the list, one of its entries, or a name is faulty: all of them are required. False: it is none of these."""
+    if len(path) == 1:
+        document["cameras"] = [{"camera": "unnamed", "source": dict(_SOUND_SOURCE)}]
+    elif len(path) == 2:
+        document["cameras"][path[1]] = {"camera": f"unnamed-{path[1]}", "source": dict(_SOUND_SOURCE)}
+    elif path[2:] == ("camera",):
+        document["cameras"][path[1]]["camera"] = f"unnamed-{path[1]}"
+    else:
+        return False
+    return True
 
 
 def _known_keys(root: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -23,14 +23,15 @@ from datetime import datetime, timezone
 from types import TracebackType
 
 from edge.config import StationConfig
-from edge.engines import Engines, config_hash
+from edge.engines import Engines
 from edge.errors import RustEdgeError, StageError
 from edge.events import HealthData, OutboxHealth, StripEvent, outgoing, payload_of
+from edge.fallback import NO_FALLBACK, Fallback
 from edge.frame import FrameSource
 from edge.handover import Handover
 from edge.ledger import Coverage
 from edge.pipeline import Checkpoint, Pipeline, Segmented
-from edge.reporting import coverage_data, health_event
+from edge.reporting import coverage_data, fallback_stretches, health_event
 from edge.ring import FrameRing, RingItem
 from edge.sinks import EventSink
 from edge.sinks.csv import CsvSink
@@ -59,6 +60,7 @@ class Summary:
     strip_id: str
     coverage: Coverage
     interrupted: bool
+    fallback: Fallback = NO_FALLBACK
 
 
 class Daemon:
@@ -66,7 +68,7 @@ class Daemon:
 
     origin: names the station file in errors. strip_id: None resumes an unfinished strip of this station, or makes an id
     from camera and time. observe: called from the thread of `run` with the counters, every `observe_every_s`.
-    source: taken in place of the one that the file describes, of as many lines a frame.
+    source, engines: taken in place of those that the file describes, a source of as many lines a frame; opened and closed here.
     Raises the errors of the parts it opens.
     """
 
@@ -78,11 +80,13 @@ class Daemon:
         observe: Callable[[HealthData], None] | None = None,
         observe_every_s: float = HEALTH_EVERY_S,
         source: FrameSource | None = None,
+        engines: Engines | None = None,
     ) -> None:
         self._config, self._origin, self._asked_id = config, origin, strip_id
         self._observe, self._observe_every_s = observe, observe_every_s
-        self._given_source = source
-        self._hash = _resume_hash(config)
+        self._given_source, self._given_engines = source, engines
+        self._strip_id = ""
+        self._hash = ""
         self._stop = threading.Event()
         self._stop_reason = "finished"
         self._failures: dict[str, BaseException] = {}
@@ -91,14 +95,17 @@ class Daemon:
     def __enter__(self) -> Daemon:
         config = self._config
         with ExitStack() as opening:
-            self._engines = opening.enter_context(Engines(config, self._origin))
+            self._engines = opening.enter_context(self._given_engines or Engines(config, self._origin))
+            self._hash = _resume_hash(self._engines.config_hash, config)
             self._outbox = opening.enter_context(Outbox(config.outbox.path, config.outbox.max_mb, config.outbox.max_age_h))
             self._files: list[EventSink] = []
             if config.sinks.jsonl:
                 self._files.append(opening.enter_context(JsonlSink(config.sinks.jsonl)))
             if config.sinks.csv:
                 self._files.append(opening.enter_context(CsvSink(config.sinks.csv)))
-            self._source = opening.enter_context(self._given_source or open_source(config.source, config.scale))
+            self._source_opened = opening.enter_context(ExitStack())
+            source = self._given_source or open_source(config.source, config.scale)
+            self._source = self._source_opened.enter_context(source)
             self._publisher: MqttPublisher | None = None
             if config.sinks.mqtt:
                 self._publisher = publisher = MqttPublisher(config.sinks.mqtt, topics_of(config), self._outbox)
@@ -117,6 +124,11 @@ class Daemon:
         if not self._stop.is_set():
             self._stop_reason = reason
             self._stop.set()
+
+    @property
+    def strip_id(self) -> str | None:
+        """The strip at work; None as long as its pipeline could not be made."""
+        return self._strip_id or None
 
     def run(self) -> Summary:
         """Inspect until the source ends or `stop` is called. Raises the error of the stage that died."""
@@ -138,15 +150,14 @@ class Daemon:
             ring.close()
             handover.close()
             inference.join()
+            self._source_opened.close()
             capture.join(timeout=5.0)
         for stage, error in self._failures.items():
-            raise _stage_error(stage, error) from error
+            raise stage_error(stage, error) from error
         interrupted = self._stop.is_set()
         self._keep(pipeline.finish(ring.shed_at_end(), interrupted).events, finished=True)
         self._report_health(force=True)
-        for sink in self._files:
-            sink.flush()
-        return Summary(strip_id, pipeline.coverage, interrupted)
+        return Summary(strip_id, pipeline.coverage, interrupted, pipeline.fallback)
 
     def _begin(self, strip_id: str, pipeline: Pipeline, ring: FrameRing) -> None:
         self._strip_id, self._pipeline, self._ring = strip_id, pipeline, ring
@@ -193,6 +204,9 @@ class Daemon:
         try:
             while not ring.drained:
                 if (item := ring.take(_IDLE_S)) is None:
+                    if self._stop.is_set():
+                        # of a camera that is silent no frame comes that would end capture
+                        ring.close()
                     continue
                 for segmented in pipeline.segmentation.push(item.frame, item.shed_lines):
                     if not handover.put((segmented, item)):
@@ -214,7 +228,7 @@ class Daemon:
             self._keep(events)
             self._report_health()
             if self._publisher and self._publisher.failure:
-                raise _stage_error("publisher", self._publisher.failure) from self._publisher.failure
+                raise stage_error("publisher", self._publisher.failure) from self._publisher.failure
 
     def _keep(self, found: Sequence[StripEvent], finished: bool = False) -> None:
         """Events and progress, on disk in one transaction, then to the files and the publisher."""
@@ -227,6 +241,8 @@ class Daemon:
         # the files first: killed in between, they hold some events twice, and none is missing
         for sink in self._files:
             sink.emit(events)
+            if finished:
+                sink.flush()
         # without a broker nobody would ever fetch events from the outbox: then it holds progress alone
         self._outbox.commit(events if self._publisher else [], progress)
         self._committed_line = line
@@ -238,7 +254,7 @@ class Daemon:
         if not force and now_s - self._health_s < self._observe_every_s:
             return
         self._health_s = now_s
-        coverage, width = self._pipeline.judgement.coverage, self._source.width
+        coverage, fallback, width = self._pipeline.judgement.coverage, self._pipeline.judgement.fallback, self._source.width
         health = HealthData(
             uptime_s=now_s - self._began_s,
             strip_id=self._strip_id,
@@ -250,6 +266,9 @@ class Daemon:
             queue_capacity_frames=self._config.queue_frames,
             open_defects=self._pipeline.judgement.open_defects,
             coverage=coverage_data(coverage),
+            fallback_lines=fallback.lines,
+            fallback=fallback_stretches(fallback),
+            fallback_unlisted=fallback.unlisted,
             outbox=OutboxHealth(waiting=self._outbox.depth(), megabytes=self._outbox.megabytes(), dropped=self._outbox.dropped()),
             publisher=self._publisher.counters() if self._publisher else None,
             counters=_source_counters(self._source),
@@ -260,17 +279,18 @@ class Daemon:
             self._observe(health)
 
 
-def _resume_hash(config: StationConfig) -> str:
+def _resume_hash(config_hash: str, config: StationConfig) -> str:
     """A strip is taken up again only with the same rules, from the same source, by a version that keeps the same state."""
-    return hashlib.sha256((config_hash(config) + config.source.model_dump_json() + str(STATE_VERSION)).encode()).hexdigest()
+    return hashlib.sha256((config_hash + config.source.model_dump_json() + str(STATE_VERSION)).encode()).hexdigest()
 
 
 def _source_counters(source: FrameSource) -> dict[str, float]:
     health = source.health()
-    return {"source_frames": health.frames, "source_lines": health.lines, "source_lost_lines": health.lost_lines}
+    counts = {"source_frames": health.frames, "source_lines": health.lines, "source_lost_lines": health.lost_lines}
+    return {**counts, **health.counters}
 
 
-def _stage_error(stage: str, error: BaseException) -> RustEdgeError:
+def stage_error(stage: str, error: BaseException) -> RustEdgeError:
     """The stage's own error where it says what to do, else one that names the stage."""
     if isinstance(error, RustEdgeError):
         return error

@@ -52,8 +52,7 @@ def software() -> Iterator[Finding]:
     providers = ", ".join(onnxruntime.get_available_providers())
     yield _ok("onnxruntime", f"{onnxruntime.__version__}, providers {providers}")
     yield _openvino()
-    there = importlib.util.find_spec("tensorrt") is not None
-    yield _ok("tensorrt", "installed") if there else Finding("tensorrt", State.ABSENT, "not installed", {})
+    yield tensorrt()
     for extra, lacking in missing_of_extras().items():
         if lacking:
             told = f"lacks {', '.join(lacking)}: pip install '{DISTRIBUTION}[{extra}]'"
@@ -172,6 +171,33 @@ def _openvino() -> Finding:
         there = importlib.util.find_spec("openvino") is not None
         return Finding("openvino", State.ABSENT, str(error) if there else "not installed", {})
     return _ok("openvino", f"{version()} on {device()}")
+
+
+def tensorrt() -> Finding:
+    """What the engines of a GPU need: TensorRT, pycuda, a driver with a GPU; all that is missing at once."""
+    from edge.sessions.trt_library import find_tensorrt, missing_parts, require_supported, version_of
+
+    trt, missing = find_tensorrt(), missing_parts()
+    there = [] if isinstance(trt, str) else [f"TensorRT {version_of(trt)}"]
+    if "no pycuda" not in missing:
+        there.append(f"pycuda {importlib.metadata.version('pycuda')}")
+    if isinstance(trt, str) and trt not in missing:
+        missing.insert(0, trt)
+    if missing or isinstance(trt, str):
+        beside = f"; there is {', '.join(there)}" if there else ""
+        told = f"{', '.join(missing)}{beside}: engines run on the CPU"
+        return Finding("tensorrt", State.ABSENT, told, {})
+    from edge.cuda.open_devices import OPEN_DEVICES
+
+    try:
+        require_supported(trt)
+        with OPEN_DEVICES.lend(0) as device:
+            gpu = device.properties
+    except SessionError as error:
+        return Finding("tensorrt", State.FAULT, f"{', '.join(there)}, and they do not run: {error}", {})
+    memory = "shared with the CPU" if gpu.integrated else "of its own"
+    told = f"{', '.join(there)} on {gpu.name} (compute capability {gpu.compute}, driver for CUDA {gpu.driver}, memory {memory})"
+    return Finding("tensorrt", State.OK, told, {"memory_mib": float(gpu.memory_bytes >> 20)})
 
 
 def _ok(part: str, told: str) -> Finding:

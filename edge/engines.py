@@ -6,15 +6,19 @@ import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Protocol
 
 from edge.backends import BundleEngines, Choice
 from edge.box import BoxKey, chunk_lines_for
 from edge.bundle import Bundle, open_bundle
-from edge.config import SessionOptions, StationConfig
+from edge.config import BackendName, SessionOptions, StationConfig
+from edge.fallback import StandIn
 from edge.machine import cores
 from edge.manifest import Manifest
-from edge.pipeline import Pipeline
+from edge.pipeline import Pipeline, as_delivered
 from edge.preparation import Preparation
+from edge.radiometry import Correction, FlatField, read_flat_field, require_width
+from edge.readers import ReaderChoice, Readers
 from edge.reporting import StripContext
 from edge.scores import Reading
 from edge.segmenters import Segmenter
@@ -25,7 +29,8 @@ from edge.segmenters.streaming import StreamingSegmenter
 from edge.segmenters.streaming_gate import StreamingGate, gate_columns
 from edge.segmenters.tile_row_gate import TileRowGate
 from edge.segmenters.tiles import TileEngine, TileGate, TileSegmenter
-from edge.sessions import Session
+from edge.sessions import Session, StreamingSession
+from edge.sessions.on_device import DeviceSession, DeviceStream
 from edge.station import class_thresholds, require_sound
 from edge.tile_plan import band_lines, gate_chunk_lines, tile_axes
 from edge.topics import topics_of
@@ -41,12 +46,17 @@ _NO_MATTER = {
     "queue_frames": True,
     "chunk_lines": True,
     "dense": True,
+    "flat_field": True,
 }
 
 
-def config_hash(config: StationConfig) -> str:
-    """sha256 of what decides over findings; how lines are cut and batched, and where events go, is left out, secrets too."""
-    return hashlib.sha256(config.model_dump_json(exclude={**_NO_MATTER, "tiling": {"batch"}}).encode()).hexdigest()
+def config_hash(config: StationConfig, flat_field: FlatField | None = None) -> str:
+    """sha256 of what decides over findings; how lines are cut and batched, and where events go, is left out, secrets too.
+
+    flat_field: the station's; what is in it counts, not where it lies.
+    """
+    told = config.model_dump_json(exclude={**_NO_MATTER, "tiling": {"batch"}})
+    return hashlib.sha256((told + (flat_field.sha256 if flat_field else "")).encode()).hexdigest()
 
 
 def dense_halo(bundle: Bundle) -> int:
@@ -74,24 +84,70 @@ def channels_of(manifest: Manifest) -> int:
 
 
 def tile_engine(session: Session, manifest: Manifest, batch: int) -> TileEngine:
-    """A bundle's engine behind the preparation of its tiles."""
-    return TileEngine(session, Preparation(manifest.preparation, manifest.input), batch)
+    """A bundle's engine behind the preparation of its tiles, ready for as many of them at once as it is asked."""
+    preparation = Preparation(manifest.preparation, manifest.input)
+    engine = TileEngine(session, preparation, batch)
+    session.prepare((batch, 1, *preparation.engine_size))
+    return engine
+
+
+class EngineSet(Protocol):
+    """A bundle's engines, as a station asks them: `BundleEngines`, or a camera's share of them. A context manager."""
+
+    @property
+    def choice(self) -> Choice:
+        """What the engines run on now."""
+        ...
+
+    @property
+    def tiles(self) -> Session:
+        """The engine for tiles."""
+        ...
+
+    def stream(self, width: int, chunk_lines: int) -> StreamingSession:
+        """The streaming engine at one size; closed with the others."""
+        ...
+
+    def on_device(self, session: Session) -> DeviceSession | None:
+        """The part of one of these sessions that computes on a GPU now; None: it does not, or others ask it too."""
+        ...
+
+    def stream_on_device(self, session: StreamingSession) -> DeviceStream | None:
+        """The same of a streaming one."""
+        ...
+
+    def substitutes(self) -> Callable[[], BackendName | None]:
+        """A question for who reads answers: which backend stood in for the first choice since it was last asked, if one did."""
+        ...
+
+    def __enter__(self) -> EngineSet: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
 class Engines:
     """Verified engines of one station. A context manager: opened once, closed when the daemon stops.
 
-    origin: names the station file, or the command, in errors. opened_by: makes a bundle's engines; a bench listens in there.
+    origin: names the station file, or the command, in errors. opened_by: makes a bundle's engines; a bench listens in there, and
+    several cameras share them. bundles: opens a bundle by what the station calls it. config_hash: as the function of that name,
+    flat field and all.
     Raises BundleError, ConfigError, SessionError.
     """
 
     def __init__(
-        self, config: StationConfig, origin: str, opened_by: Callable[[Bundle, SessionOptions], BundleEngines] = BundleEngines
+        self,
+        config: StationConfig,
+        origin: str,
+        opened_by: Callable[[Bundle, SessionOptions], EngineSet] = BundleEngines,
+        bundles: Callable[[str], Bundle] = open_bundle,
     ) -> None:
         self._config, self._open = config, opened_by
-        self.bundle = open_bundle(config.bundle)
-        self.gate = open_bundle(config.gate) if config.mode != "dense" and config.gate else None
+        self.bundle = bundles(config.bundle)
+        self.gate = bundles(config.gate) if config.mode != "dense" and config.gate else None
         require_sound(config, self.bundle, self.gate, origin)
+        self._flat_field = read_flat_field(config.flat_field) if config.flat_field else None
+        self.config_hash = config_hash(config, self._flat_field)
+        self._readers = ReaderChoice()
         self._opened = ExitStack()
 
     @property
@@ -103,7 +159,8 @@ class Engines:
         with ExitStack() as opening:
             self._engines = opening.enter_context(self._open(self.bundle, self._config.session))
             if self.gate:
-                self._gate_engines = opening.enter_context(self._open(self.gate, self._config.session))
+                self._gate_engines = opening.enter_context(self._open(self.gate, self._config.session.of_gate))
+            opening.callback(self._readers.close)
             self._opened = opening.pop_all()
         return self
 
@@ -122,50 +179,70 @@ class Engines:
             return self._tile_segmenter(width)
         if self.gate is not None:
             return self._cascade(self.gate, width)
-        halo, reading = dense_halo(self.bundle), reading_of(manifest, config.tiling.pixel_threshold)
+        halo, stride, reading = dense_halo(self.bundle), manifest.stride, reading_of(manifest, config.tiling.pixel_threshold)
+        chunk_lines, engines = self.chunk_lines(width), self._engines
         if config.dense == "streaming" and self.bundle.stream_path and manifest.streaming:
-            columns = padded_columns(width, halo, manifest.stride)
-            session = self._engines.stream(columns, self.chunk_lines(width))
-            return StreamingSegmenter(session, width=width, halo=halo, stride=manifest.stride, reading=reading)
-        return SlabSegmenter(
-            self._engines.tiles,
-            width=width,
-            chunk_lines=self.chunk_lines(width),
-            halo=halo,
-            stride=manifest.stride,
-            reading=reading,
+            stream = engines.stream(padded_columns(width, halo, stride), chunk_lines)
+            return self._readers.segmenter(
+                engines.stream_on_device(stream),
+                lambda readers: StreamingSegmenter(
+                    stream, width=width, halo=halo, stride=stride, reading=reading, chunks=readers.chunks(engines, stream)
+                ),
+            )
+        tiles = engines.tiles
+        return self._readers.segmenter(
+            engines.on_device(tiles),
+            lambda readers: SlabSegmenter(
+                tiles,
+                width=width,
+                chunk_lines=chunk_lines,
+                halo=halo,
+                stride=stride,
+                reading=reading,
+                crops=readers.crops(engines, tiles),
+            ),
         )
 
     def _cascade(self, gate: Bundle, width: int) -> CascadeSegmenter:
-        config, manifest = self._config, self.bundle.manifest
-        return CascadeSegmenter(
-            self._gate_of_cascade(gate, width),
-            self._engines.tiles,
-            width=width,
-            threshold=self._gate_threshold(gate),
-            band_lines=band_lines(config.tiling, gate.manifest),
-            halo=manifest.halo if config.tiling.halo is None else config.tiling.halo,
-            stride=manifest.stride,
-            reading=reading_of(manifest, config.tiling.pixel_threshold),
-            batch=config.tiling.batch,
+        config, manifest, tiles = self._config, self.bundle.manifest, self._engines.tiles
+        make_gate = self._gate_of_cascade(gate, width)
+        return self._readers.segmenter(
+            self._engines.on_device(tiles),
+            lambda readers: CascadeSegmenter(
+                make_gate(readers),
+                tiles,
+                width=width,
+                threshold=self._gate_threshold(gate),
+                band_lines=band_lines(config.tiling, gate.manifest),
+                halo=manifest.halo if config.tiling.halo is None else config.tiling.halo,
+                stride=manifest.stride,
+                reading=reading_of(manifest, config.tiling.pixel_threshold),
+                batch=config.tiling.batch,
+                crops=readers.crops(self._engines, tiles),
+            ),
         )
 
-    def _gate_of_cascade(self, gate: Bundle, width: int) -> Gate:
+    def _gate_of_cascade(self, gate: Bundle, width: int) -> Callable[[Readers], Gate]:
         manifest, engines = gate.manifest, self._gate_engines
         size, activation, head = manifest.input, manifest.activation, manifest.head
         if manifest.cell is None:
-            return TileRowGate(engines.tiles, width=width, size=size, activation=activation, head=head)
-        halo = dense_halo(gate)
+            tiles = engines.tiles
+            return lambda readers: TileRowGate(
+                tiles, width=width, size=size, activation=activation, head=head, rows=readers.tile_rows(engines, tiles)
+            )
+        cell, halo = manifest.cell, dense_halo(gate)
         chunk = gate_chunk_lines(self.chunk_lines(width), band_lines(self._config.tiling, manifest), manifest)
-        return StreamingGate(
-            engines.stream(gate_columns(width, size.reduce, halo, manifest.stride), chunk),
+        stream = engines.stream(gate_columns(width, size.reduce, halo, manifest.stride), chunk)
+        return lambda readers: StreamingGate(
+            stream,
             width=width,
             reduce=size.reduce,
-            cell=manifest.cell,
+            cell=cell,
             halo=halo,
             stride=manifest.stride,
             activation=activation,
             head=head,
+            maps=readers.maps(engines, stream),
         )
 
     def _tile_segmenter(self, width: int) -> TileSegmenter:
@@ -203,7 +280,10 @@ class Engines:
         return gate.manifest.gate.score if gate.manifest.gate else 0.0
 
     def pipeline(self, width: int, strip_id: str) -> Pipeline:
-        """A new strip's pipeline."""
+        """A new strip's pipeline. Raises ConfigError where the station's flat field is of another width."""
+        if self._flat_field is not None:
+            require_width(self._flat_field, width)
+        corrected = Correction(self._flat_field) if self._flat_field else as_delivered
         config, manifest = self._config, self.bundle.manifest
         rules = resolve_rules(config.filters, manifest.classes, class_thresholds(config.tiling, manifest), config.scale)
         tracker = DefectTracker(
@@ -224,6 +304,17 @@ class Engines:
             engine_hash=self.bundle.sha256,
             gate=self.gate.manifest.name if self.gate else None,
             gate_hash=self.gate.sha256 if self.gate else None,
-            config_hash=config_hash(config),
+            config_hash=self.config_hash,
         )
-        return Pipeline(self.segmenter(width), tracker, context, config.events.crop_max_px if config.events.crop else None)
+        crop_max_px = config.events.crop_max_px if config.events.crop else None
+        return Pipeline(self.segmenter(width), tracker, context, crop_max_px, self._stand_in(), corrected)
+
+    def _stand_in(self) -> StandIn:
+        """Who stood in for the bundle's first choice of a backend, else for the gate's."""
+        asked = [engines.substitutes() for engines in ((self._engines, self._gate_engines) if self.gate else (self._engines,))]
+
+        def since() -> str | None:
+            answers = [one() for one in asked]
+            return next((name for name in answers if name is not None), None)
+
+        return since

@@ -143,6 +143,14 @@ class StripStartedData(Part):
     config_hash: str
 
 
+class FallbackStretch(Part):
+    """Lines from line_start to the one before line_stop that a backend finished in place of the station's first choice."""
+
+    line_start: NonNegativeInt
+    line_stop: NonNegativeInt
+    backend: str
+
+
 class StripFinishedData(Part):
     """A strip has ended: its summary."""
 
@@ -155,6 +163,9 @@ class StripFinishedData(Part):
     area_mm2: dict[str, NonNegative] = Field(description="Their area by class.")
     defective_area_fraction: Fraction = Field(description="Their area over that of all lines inspected or gated.")
     coverage: CoverageData
+    fallback_lines: NonNegativeInt = Field(0, description="Lines that another engine than the station's first choice finished.")
+    fallback: tuple[FallbackStretch, ...] = Field((), description="Where, the first 64 stretches.")
+    fallback_unlisted: NonNegativeInt = Field(0, description="Stretches beyond those that are listed.")
     rejected: dict[str, NonNegativeInt] = Field(description="Regions that did not become defects, by reason.")
     lens_alerts: NonNegativeInt
     latency_ms: LatencyData | None = Field(description="null if the strip had no defect event.")
@@ -199,7 +210,7 @@ class PublisherHealth(Part):
 class HealthData(Part):
     """Counters of the running daemon, every few seconds. `counters` holds those without a field of their own.
 
-    engines: what the bundle runs on and why, then the same of the gate.
+    engines: what the bundle runs on and why, then the same of the gate. fallback: of the strip so far, as in its summary.
     """
 
     schema_name: ClassVar[str] = "health.v1"
@@ -214,6 +225,9 @@ class HealthData(Part):
     queue_capacity_frames: NonNegativeInt = 0
     open_defects: NonNegativeInt = 0
     coverage: CoverageData | None = None
+    fallback_lines: NonNegativeInt = 0
+    fallback: tuple[FallbackStretch, ...] = ()
+    fallback_unlisted: NonNegativeInt = 0
     outbox: OutboxHealth | None = None
     publisher: PublisherHealth | None = None
     counters: dict[str, float] = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
@@ -41,11 +41,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SourceHealth:
-    """Counters since the source was opened; published as they are."""
+    """Counters since the source was opened; published as they are. counters: what else the source counts, by name."""
 
     frames: int = 0
     lines: int = 0
     lost_lines: int = 0
+    counters: Mapping[str, float] = field(default_factory=dict)
 
 
 @runtime_checkable

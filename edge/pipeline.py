@@ -2,11 +2,12 @@
 
     Frame (h, w) uint8, at its place on the strip
       Segmentation
+      -> flat field     each column's dark signal off, its gain evened out, (h, w) uint8; nothing further sees lines without it
       -> gap            lines that did not come are counted, and end a run of lines
       -> segmenter      finished rows: class and confidence per pixel, (h, w) uint8 each, `lag_lines` behind
       Judgement
       -> strip window   the last lines, for crops and strip edges
-      -> ledger         every row counted as inspected or gated
+      -> ledger         every row counted as inspected or gated, and noted where another engine stood in
       -> tracker        regions joined over rows, filtered, merged: defects opened, updated, closed
       -> events         CloudEvents in mm, with a crop
 
@@ -21,7 +22,7 @@ import json
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ import numpy as np
 from edge.defects import Change, Defect, DefectChange, Ending, LensAlert
 from edge.errors import SourceError
 from edge.events import StripEvent
+from edge.fallback import Fallback, FallbackLedger, StandIn, nobody
 from edge.frame import Frame, Lines
 from edge.latency import LatencyHistogram
 from edge.ledger import Coverage, CoverageLedger
@@ -44,6 +46,14 @@ PORTION_LINES = BLOCK_LINES
 """Lines that go through at once: a block can be decided before a tall frame's next lines are inferred, and the window's memory
 is bounded. Smaller portions of a frame of 256 cost nothing that could be measured."""
 CROP_MARGIN_PX = 16
+
+Corrected = Callable[[Lines], Lines]
+"""Lines (h, w) uint8 as the flat field makes them, every line by itself; what it is given stays as it was."""
+
+
+def as_delivered(lines: Lines) -> Lines:
+    """Of a camera without a flat field."""
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Segmented:
     begins, `context` (h, w) included, which are the lines just before; None if the run goes on.
     lines: (h, w) uint8, a view of the frame. rows: finished by them, of earlier lines. line_stop: one past the lines.
     captured_ns: when the frame's last line, the one before `frame_stop`, was read out.
+    stand_in: the backend that answered in place of the first choice while these rows were finished, at least once.
     """
 
     line_stop: int
@@ -73,6 +84,7 @@ class Segmented:
     rows: Sequence[MaskRows] = ()
     frame_stop: int = 0
     captured_ns: int | None = None
+    stand_in: str | None = None
 
 
 @dataclass(slots=True)
@@ -99,11 +111,13 @@ class Checkpoint:
 class Segmentation:
     """The half that takes frames and runs the engine. For one thread.
 
-    line_stop: strip coordinate one past the newest line.
+    stand_in: asked after rows were finished. corrected: applied to every line first. line_stop: strip coordinate one past the
+    newest line.
     """
 
-    def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
+    def __init__(self, segmenter: Segmenter, stand_in: StandIn = nobody, corrected: Corrected = as_delivered) -> None:
+        self._segmenter, self._stand_in, self._corrected = segmenter, stand_in, corrected
+        self._stood_in: str | None = None
         self.line_stop = 0
         self._resume_line = 0
         self._before_resume: list[Lines] = []
@@ -125,20 +139,39 @@ class Segmentation:
         gap = Gap(frame.first_line, shed_lines) if frame.first_line > self.line_stop else None
         last_rows = self._break_off(gap) if gap else []
         for first in range(0, len(frame.lines), PORTION_LINES):
-            lines = self._behind_resume(frame.lines[first : first + PORTION_LINES])
+            lines = self._behind_resume(self._corrected(frame.lines[first : first + PORTION_LINES]))
             run_begin, context = None, None
             if len(lines) and not self._running:
                 run_begin, context = self._begin_run()
             self.line_stop += len(lines)
             rows = self._segmenter.push(lines) if len(lines) else []
-            yield Segmented(self.line_stop, last_rows, gap, run_begin, context, lines, rows, frame.line_stop, frame.captured_ns)
+            yield Segmented(
+                self.line_stop,
+                last_rows,
+                gap,
+                run_begin,
+                context,
+                lines,
+                rows,
+                frame.line_stop,
+                frame.captured_ns,
+                self._who_stood_in(last_rows, rows),
+            )
             last_rows, gap = [], None
 
     def finish(self, shed_lines: int = 0) -> Segmented:
         """The strip has ended, after `shed_lines` more that were shed: the last rows."""
         gap = Gap(self.line_stop + shed_lines, shed_lines) if shed_lines else None
         last_rows = self._break_off(gap)
-        return Segmented(self.line_stop, last_rows, gap)
+        return Segmented(self.line_stop, last_rows, gap, stand_in=self._who_stood_in(last_rows))
+
+    def _who_stood_in(self, *finished: Sequence[MaskRows]) -> str | None:
+        """Of rows that are finished, by an answer since those before them; kept for the next ones where none are."""
+        self._stood_in = self._stand_in() or self._stood_in
+        if not any(finished):
+            return None
+        stood_in, self._stood_in = self._stood_in, None
+        return stood_in
 
     def _break_off(self, gap: Gap | None) -> list[MaskRows]:
         """The run ends here: its last rows."""
@@ -176,6 +209,7 @@ class Judgement:
         self._tracker, self._strip = tracker, context
         self._crop_max_px = crop_max_px
         self._ledger = CoverageLedger()
+        self._fallback = FallbackLedger()
         self._latency = LatencyHistogram()
         self.crop_reach = 2 * (crop_max_px or 0)
         self._window = StripWindow(context.width, lag_lines + PORTION_LINES + 2 * BLOCK_LINES + self.crop_reach)
@@ -187,6 +221,8 @@ class Judgement:
         state, tracker = _unpack(checkpoint.state)
         self._tracker.restore(tracker)
         self._ledger = CoverageLedger(Coverage(**state["coverage"]))
+        # a strip that an older version has left unfinished noted none
+        self._fallback = FallbackLedger(Fallback.parse(state["fallback"]) if "fallback" in state else Fallback())
         self._latency = LatencyHistogram({int(bucket): count for bucket, count in state["latency"].items()})
         self._announced = True
 
@@ -198,7 +234,7 @@ class Judgement:
             if not self._announced:
                 findings.events.append(strip_started(self._strip, segmented.captured_ns))
                 self._announced = True
-        self._take(segmented.last_rows, findings)
+        self._take(segmented.last_rows, segmented.stand_in, findings)
         if segmented.gap:
             self._report(self._tracker.skip(segmented.gap.line_stop, Ending.LINES_LOST), findings)
             received = segmented.gap.line_stop - segmented.gap.shed_lines
@@ -208,7 +244,7 @@ class Judgement:
             self._window.start(segmented.run_begin)
             self._see(segmented.context)
         self._see(segmented.lines)
-        self._take(segmented.rows, findings)
+        self._take(segmented.rows, segmented.stand_in, findings)
         return findings
 
     def finish(self, interrupted: bool = False) -> Findings:
@@ -221,7 +257,15 @@ class Judgement:
         if not self._announced:
             findings.events.append(strip_started(self._strip, captured_ns))
         findings.events.append(
-            strip_finished(self._strip, self._tracker.tally(), self.coverage, latency_ms, captured_ns, interrupted)  # type: ignore[arg-type]
+            strip_finished(
+                self._strip,
+                self._tracker.tally(),
+                self.coverage,
+                latency_ms,  # type: ignore[arg-type]
+                captured_ns,
+                interrupted,
+                self.fallback,
+            )
         )
         return findings
 
@@ -230,6 +274,7 @@ class Judgement:
         line, tracker = self._tracker.checkpoint()
         state = {
             "coverage": asdict(self._ledger.settle(line)),
+            "fallback": self._fallback.settle(line).as_json(),
             "latency": self._latency.counts,
             "captured_ns": self._captured_ns(line),
         }
@@ -245,6 +290,11 @@ class Judgement:
         return self._ledger.coverage()
 
     @property
+    def fallback(self) -> Fallback:
+        """Rows that another engine than the first choice finished."""
+        return self._fallback.all()
+
+    @property
     def line_stop(self) -> int:
         """Strip coordinate one past the newest row."""
         return self._ledger.line_stop
@@ -258,8 +308,9 @@ class Judgement:
         for first in range(0, 0 if lines is None else len(lines), PORTION_LINES):
             self._window.append(lines[first : first + PORTION_LINES])  # type: ignore[index]
 
-    def _take(self, finished: Sequence[MaskRows], findings: Findings) -> None:
+    def _take(self, finished: Sequence[MaskRows], stand_in: str | None, findings: Findings) -> None:
         for rows in finished:
+            self._fallback.add(rows.first_line, rows.line_stop, stand_in)
             self._ledger.add(rows.line_stop, "inspected" if rows.segmented else "gated")
             self._report(self._tracker.push(rows, self._image), findings)
             findings.rows.append(rows)
@@ -309,11 +360,20 @@ class Judgement:
 class Pipeline:
     """One strip's way through a segmenter and a tracker. The halves may be used from two threads; the rest is for one.
 
-    crop_max_px: longest side of the JPEG of an opened defect; None for no crops.
+    crop_max_px: longest side of the JPEG of an opened defect; None for no crops. stand_in: which engine stood in for another.
+    corrected: lines of the camera as its flat field makes them.
     """
 
-    def __init__(self, segmenter: Segmenter, tracker: DefectTracker, context: StripContext, crop_max_px: int | None) -> None:
-        self.segmentation = Segmentation(segmenter)
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        tracker: DefectTracker,
+        context: StripContext,
+        crop_max_px: int | None,
+        stand_in: StandIn = nobody,
+        corrected: Corrected = as_delivered,
+    ) -> None:
+        self.segmentation = Segmentation(segmenter, stand_in, corrected)
         self.judgement = Judgement(tracker, context, segmenter.lag_lines, crop_max_px)
 
     def resume(self, checkpoint: Checkpoint) -> int:
@@ -347,6 +407,11 @@ class Pipeline:
     def coverage(self) -> Coverage:
         """The ledger of all rows that are finished."""
         return self.judgement.coverage
+
+    @property
+    def fallback(self) -> Fallback:
+        """Rows that another engine than the first choice finished."""
+        return self.judgement.fallback
 
     @property
     def line_stop(self) -> int:

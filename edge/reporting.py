@@ -17,6 +17,7 @@ from edge.events import (
     DefectEvent,
     DefectOpened,
     DefectUpdated,
+    FallbackStretch,
     Health,
     HealthData,
     LatencyData,
@@ -33,6 +34,7 @@ from edge.events import (
     StripStartedData,
     event_id,
 )
+from edge.fallback import NO_FALLBACK, Fallback
 from edge.ledger import Coverage
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -189,6 +191,7 @@ def strip_finished(
     latency_ms: tuple[float, float, float] | None,
     captured_ns: int,
     interrupted: bool = False,
+    fallback: Fallback = NO_FALLBACK,
 ) -> StripFinished:
     """The summary of a strip that has ended.
 
@@ -209,6 +212,9 @@ def strip_finished(
             area_mm2={name: area * mm2_per_px for name, area in tally.area_px.items()},
             defective_area_fraction=sum(tally.area_px.values()) / looked_at_px if looked_at_px else 0.0,
             coverage=coverage_data(coverage),
+            fallback_lines=fallback.lines,
+            fallback=fallback_stretches(fallback),
+            fallback_unlisted=fallback.unlisted,
             rejected=dict(tally.rejected),
             lens_alerts=tally.lens_alerts,
             latency_ms=LatencyData(p50=latency_ms[0], p90=latency_ms[1], p99=latency_ms[2]) if latency_ms else None,
@@ -223,6 +229,14 @@ def coverage_data(coverage: Coverage) -> CoverageData:
     """The ledger as it is published."""
     return CoverageData(
         inspected=coverage.inspected, gated=coverage.gated, lost=coverage.lost, shed=coverage.shed, total=coverage.total
+    )
+
+
+def fallback_stretches(fallback: Fallback) -> tuple[FallbackStretch, ...]:
+    """The stretches as they are published."""
+    return tuple(
+        FallbackStretch(line_start=stretch.line_start, line_stop=stretch.line_stop, backend=stretch.backend)
+        for stretch in fallback.stretches
     )
 
 

@@ -55,7 +55,7 @@ _CHANNELS = {
     Channel.STATUS: "Whether the station is there. QoS 1, retained; `offline` also as the last will.",
     Channel.HEALTH: "Counters of the running station. QoS 1, not repeated after a lost connection.",
 }
-API_VERSION = "1.0.0"
+API_VERSION = "1.1.0"
 """Of the contract, not of the program: minor for added optional fields, major never (a changed event is a new type)."""
 
 

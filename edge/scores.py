@@ -75,7 +75,7 @@ def classify(
     if channels == 1 and activation == "softmax":
         return mask, confidence
     known = steps if head == "logits" else None
-    enough = _least_score(level, head, known)
+    enough = least_score(level, head, known)
     if enough is None and activation == "sigmoid":
         return mask, confidence
     step = max(1, _BLOCK_BYTES // max(1, columns * scores.itemsize))
@@ -232,7 +232,7 @@ def _values(steps: Steps) -> Scores:
     return np.asarray((np.arange(_INTEGERS) - steps.zero).astype(np.float32) * np.float32(steps.size), np.float32)
 
 
-def _least_score(level: float, head: Head, steps: Steps | None) -> npt.NDArray[Any] | None:
+def least_score(level: float, head: Head, steps: Steps | None) -> npt.NDArray[Any] | None:
     """The lowest score whose probability is at least `level`, of a sigmoid; None: no integer is as high."""
     if head != "logits":
         return np.array(level, np.float32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge.bundle import Bundle
-from edge.config import FolderSource, StationConfig, Tiling
+from edge.config import FolderSource, GenicamCamera, SimulatedSource, StationConfig, StationFile, Tiling, stations_of
 from edge.errors import ConfigError
 from edge.manifest import Manifest, Threshold
+from edge.radiometry import read_flat_field, require_exposure, require_width
 from edge.tile_plan import cascade_faults, gate_tile_faults, tile_faults
 from edge.tracking.filters import resolve_rules
 
@@ -22,12 +24,38 @@ def require_sound(config: StationConfig, bundle: Bundle, gate: Bundle | None, or
         raise ConfigError("\n".join(f"{origin}: {fault}" for fault in faults))
 
 
+def check_file(file: StationFile, bundle: Bundle | None, gate: Bundle | None) -> list[str]:
+    """The same of every camera of a file. What concerns one of several begins with its place, as `cameras.1.`."""
+    if not file.cameras:
+        return check_station(stations_of(file)[0], bundle, gate)
+    found = [check_station(station, bundle, gate) for station in stations_of(file)]
+    faults: list[str] = []
+    for index, camera in enumerate(file.cameras):
+        said = camera.model_dump(exclude_unset=True)
+        for fault in found[index]:
+            # of what the station says for all of them every camera tells the same
+            shared = not _stands_in(said, fault.partition(":")[0]) and all(fault in others for others in found)
+            told = fault if shared else f"cameras.{index}.{fault}"
+            if told not in faults:
+                faults.append(told)
+    return faults
+
+
+def _stands_in(document: Any, key: str) -> bool:
+    """Whether a document has something at a key path."""
+    for part in key.split("."):
+        if not isinstance(document, dict) or part not in document:
+            return False
+        document = document[part]
+    return True
+
+
 def check_station(config: StationConfig, bundle: Bundle | None, gate: Bundle | None) -> list[str]:
     """Every fault that needs the bundles or the disk to be seen, as `key: got ...; expected ...`.
 
     bundle, gate: None where one could not be opened (or none is configured); what needs it is then left out.
     """
-    faults = _missing_files(config)
+    faults = _missing_files(config) + _flat_field_faults(config)
     if bundle is not None:
         faults += _bundle_faults(config, bundle.manifest)
     if gate is not None and config.gate is not None:
@@ -59,11 +87,25 @@ def _missing_files(config: StationConfig) -> list[str]:
     if isinstance(config.source, FolderSource):
         paths = config.source.path if isinstance(config.source.path, list) else [config.source.path]
         named += [("source.path", path, "a folder of images, or an image") for path in paths]
-    tls = config.sinks.mqtt.tls if config.sinks.mqtt else None
-    if tls:
-        keys = {"ca": tls.ca, "certificate": tls.certificate, "key": tls.key}
-        named += [(f"sinks.mqtt.tls.{key}", path, "a PEM file") for key, path in keys.items() if path is not None]
+    servers = {"sinks.mqtt": config.sinks.mqtt, "session.kserve": config.session.kserve}
+    for where, tls in ((where, server.tls) for where, server in servers.items() if server is not None):
+        keys = {"ca": tls.ca, "certificate": tls.certificate, "key": tls.key} if tls else {}
+        named += [(f"{where}.tls.{key}", path, "a PEM file") for key, path in keys.items() if path is not None]
     return [f"{key}: got {path}, which does not exist; expected {what}" for key, path, what in named if not path.exists()]
+
+
+def _flat_field_faults(config: StationConfig) -> list[str]:
+    if config.flat_field is None:
+        return []
+    try:
+        flat_field = read_flat_field(config.flat_field)
+        if isinstance(config.source, SimulatedSource | GenicamCamera) and config.source.width is not None:
+            require_width(flat_field, config.source.width)
+        if isinstance(config.source, GenicamCamera) and config.source.exposure_us is not None:
+            require_exposure(flat_field, config.source.exposure_us)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _bundle_faults(config: StationConfig, manifest: Manifest) -> list[str]:

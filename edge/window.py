@@ -44,24 +44,25 @@ class StripWindow:
     """The last `capacity` lines of an unbroken run of lines, at strip coordinates, in memory that is allocated once.
 
     begin: the run's first line. line_stop: one past its newest line. What lies before `begin`, beyond the end of an ended
-    run, and beyond the strip's sides is reflected.
+    run, and beyond the strip's sides is reflected. ring: memory for it, (capacity, width); None: it makes its own.
     """
 
-    def __init__(self, width: int, capacity: int) -> None:
+    def __init__(self, width: int, capacity: int, ring: Lines | None = None) -> None:
         if width < 1 or capacity < 1:
             raise ValueError(f"a window has at least one line and column, got {capacity} lines of {width} columns")
-        self._ring = np.empty((capacity, width), np.uint8)
+        self._width, self._capacity = width, capacity
+        self._ring = np.empty((capacity, width), np.uint8) if ring is None else ring
         self.start(0)
 
     @property
     def width(self) -> int:
         """Columns of the strip."""
-        return self._ring.shape[1]
+        return self._width
 
     @property
     def capacity(self) -> int:
         """Lines that are kept, hence also the most that one `append` takes."""
-        return self._ring.shape[0]
+        return self._capacity
 
     @property
     def begin(self) -> int:
@@ -129,6 +130,11 @@ class StripWindow:
         """
         self._require(line_start, line_stop)
         return [(target, self._ring[source]) for target, source in self._stretches(line_start, line_stop)]
+
+    def require_kept(self, line_start: int, line_stop: int) -> None:
+        """Raises ValueError where `cut` of this span would."""
+        self._require(line_start, line_stop)
+        self._stretches(line_start, line_stop)
 
     def _require(self, line_start: int, line_stop: int) -> None:
         if not self.can_cut(line_start, line_stop):

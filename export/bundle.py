@@ -77,6 +77,15 @@ def check_target(out: Path, existing: Existing) -> None:
         place = Path(os.path.realpath(out))  # a link stays a link: what it points at is replaced
         clear_leftovers(place)
         _check_place(out, place, existing)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error.strerror or error}); name another folder") from error
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Raise ExportError where no folder can be made, whatever stands there."""
+    try:
+        place = Path(os.path.realpath(out))
         above = next(folder for folder in place.parents if folder.exists())
         with tempfile.TemporaryDirectory(dir=above, prefix=f".{place.name}{_PARTIAL}"):
             pass
@@ -115,19 +124,28 @@ def write_bundle(out: Path, parts: BundleParts, existing: Existing = Existing.KE
     and SessionError.
     """
     check_target(out, existing)
+    with whole_folder(out, existing) as partial:
+        _write_files(partial, parts)
+        _verify(partial, out)
+    with contextlib.suppress(OSError):
+        _refusal_page(out).unlink(missing_ok=True)  # of an earlier attempt, which this bundle answers
+    return open_bundle(out)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, existing: Existing) -> Iterator[Path]:
+    """A folder to fill, which is put in place at the end; after a fault nothing is there under its name. Raises ExportError."""
     place = Path(os.path.realpath(out))
     try:
         with _folders_above(place), _partial_folder(place) as partial:
-            _write_files(partial, parts)
-            _verify(partial, out)
+            yield partial
+            for path in partial.rglob("*"):
+                _to_disk(path)
             _put(partial, place, existing)
     except FileExistsError as error:
         raise ExportError(f"{out}: was made by somebody else meanwhile; name another, or give --force to replace it") from error
     except OSError as error:
         raise ExportError(f"{out}: cannot be written ({error.strerror or error}); make room or name another folder") from error
-    with contextlib.suppress(OSError):
-        _refusal_page(out).unlink(missing_ok=True)  # of an earlier attempt, which this bundle answers
-    return open_bundle(out)
 
 
 def write_refusal(out: Path, report: Report) -> Path:
@@ -203,8 +221,6 @@ def _write_files(folder: Path, parts: BundleParts) -> None:
     manifest = parts.manifest.model_copy(update={"files": {name: file_sha256(folder / name) for name in sorted(names)}})
     text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    for name in (*names, MANIFEST):
-        _to_disk(folder / name)
 
 
 @contextlib.contextmanager

@@ -71,7 +71,13 @@ def register(subparsers: Subparsers) -> None:
     )
     result.add_argument("--head", metavar="{logits,probabilities,mask}", help="what the engine answers (default: logits)")
     result.add_argument("--qat", metavar="RECIPE", help="fine-tune where INT8 alone loses too much (configs/export/qat.yaml)")
-    result.add_argument("--target", metavar="{onnx,tensorrt}", help="tensorrt also builds the engine, where a GPU is")
+    result.add_argument(
+        "--target",
+        metavar="{onnx,tensorrt,triton}",
+        help="tensorrt also builds the engine, where a GPU is; triton also writes "
+        "a model for Triton, of a BUNDLE that is there already without exporting again",
+    )
+    result.add_argument("--model-repository", metavar="DIR", help="Triton's (default: model_repository)")
     result.add_argument("--speed-s", metavar="S", help="processor time for measuring speed; 0: none (default: 2)")
     result.add_argument("--threads", metavar="N", help="threads of one inference (default: one per core)")
     result.add_argument("--out", metavar="BUNDLE", help="folder to make")
@@ -85,13 +91,15 @@ def register(subparsers: Subparsers) -> None:
 _GIVEN = (
     "arch", "weights", "trust_checkpoint", "calibration", "masks", "labels", "simulated", "classes", "clean", "tile",
     "strip_tile", "mean", "deviation", "pixel_threshold", "gate_threshold", "precision", "max_drop", "recall", "defect_px",
-    "head", "qat", "target", "speed_s", "threads", "out", "force",
+    "head", "qat", "target", "model_repository", "speed_s", "threads", "out", "force",
 )  # fmt: skip
 
 
 def _export(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args.json)
+    if args.target == "triton" and args.checkpoint and (_is_bundle(args.checkpoint) or _is_nothing(args)):
+        return _write_model(args)
     recipe = read_arguments(args)
     # torch takes seconds to import: only once this command really runs. Until then there is nothing to clean up, and an
     # exception in the middle of a library's set-up aborts the process with a page of its own
@@ -113,6 +121,34 @@ def _export(args: argparse.Namespace) -> int:
         print(format_table(exported.streamed) if exported.streamed else f"not streamed: {exported.refused}", end="\n\n")
     print(format_text(exported.report))
     print("\n".join(["", *_ending(recipe, exported), *notes]))
+    return 0
+
+
+def _is_bundle(named: str) -> bool:
+    from edge.bundle import MANIFEST, shipped_bundles
+
+    return (Path(named) / MANIFEST).is_file() or named in shipped_bundles()
+
+
+def _is_nothing(args: argparse.Namespace) -> bool:
+    """Neither a file nor a bundle: a bundle's name that is mistyped."""
+    return not args.arch and not Path(args.checkpoint).exists()
+
+
+def _write_model(args: argparse.Namespace) -> int:
+    """The Triton model of a bundle that is there."""
+    from edge.bundle import open_bundle
+    from edge.errors import ConfigError
+    from export.bundle import Existing
+    from export.triton import MODEL_REPOSITORY, told_of_model, write_model
+
+    given = [name for name in _GIVEN if getattr(args, name) is not None and name not in ("target", "model_repository", "force")]
+    if given or args.overrides or args.explain or args.json:
+        flags = [f"--{name.replace('_', '-')}" for name in given] or ["--set, --explain or --json"]
+        raise ConfigError(f"export: got {', '.join(flags)} for {args.checkpoint}, which is a bundle already; leave it out")
+    bundle = open_bundle(args.checkpoint)
+    repository = Path(args.model_repository) if args.model_repository else MODEL_REPOSITORY
+    print(told_of_model(bundle, write_model(bundle, repository, Existing.REPLACE if args.force else Existing.KEEP)))
     return 0
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from edge.config import apply_override
 from edge.config_faults import explain
 from edge.errors import ConfigError
 from edge.manifest import Fraction, TileStep
+from edge.station_document import apply_override
 from export.simulated import SimulatedSteel
 
 LARGEST_SIDE: Final = 1 << 14
@@ -100,7 +100,10 @@ class ExportRecipe(BaseModel):
     )
     head: Literal["logits", "probabilities", "mask"] = Field("logits", description="What the engine answers.")
     qat: FilePath | None = Field(None, description="Recipe of quantization-aware fine-tuning, where INT8 alone loses too much.")
-    target: Literal["onnx", "tensorrt"] = "onnx"
+    target: Literal["onnx", "tensorrt", "triton"] = "onnx"
+    model_repository: FilePath | None = Field(
+        None, description="Target triton: Triton's model repository; none: model_repository."
+    )
     speed_s: float = Field(2.0, ge=0, description="Processor time for measuring speed; 0: not measured.")
     threads: int = Field(0, ge=0, le=MOST_THREADS, description="Threads of one inference; 0: one per core.")
     out: FilePath = Field(description="Folder to make.")
@@ -111,6 +114,8 @@ class ExportRecipe(BaseModel):
         means, deviations = (len(values or ()) for values in (self.mean, self.deviation))
         if means != deviations:
             raise ValueError(f"got {means} means and {deviations} deviations; expected one of each a channel, or neither")
+        if self.model_repository is not None and self.target != "triton":
+            raise ValueError(f"got a model_repository, and target {self.target}; expected target triton, or none")
         if self.masks is not None and self.labels is not None:
             raise ValueError("got masks and labels; expected one of them")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):

@@ -26,6 +26,7 @@ from export.recipe import ExportRecipe, flag_of
 from export.samples import DEFECT_PX, ExportData, defective_tiles, read_classified, read_folder
 from export.tensorrt_build import build_for_device
 from export.tile_form import form_of
+from export.triton import MODEL_REPOSITORY, check_model_repository, told_of_model, write_model
 
 _ANY_VALUE = 256
 """Classes of a mask that a gate is measured with: any value above 0 is a defect, so the masks of any segmenter serve it."""
@@ -43,6 +44,9 @@ def run_recipe(recipe: ExportRecipe) -> tuple[Exported, list[str]]:
     begun = time.perf_counter()
     existing = Existing.REPLACE if recipe.force else Existing.KEEP
     check_target(recipe.out, existing)  # before minutes are spent on reading
+    repository = recipe.model_repository or MODEL_REPOSITORY
+    if recipe.target == "triton":
+        check_model_repository(repository, recipe.out.name, existing)
     architecture = find_architecture(recipe.arch)
     check_kind(recipe, architecture)
     fine_tuning = load_fine_tuning(recipe.qat) if recipe.qat else None
@@ -72,6 +76,8 @@ def run_recipe(recipe: ExportRecipe) -> tuple[Exported, list[str]]:
     notes = list(exported.warnings)
     if recipe.target == "tensorrt":
         notes.append(build_for_device(exported.bundle).said)
+    if recipe.target == "triton":
+        notes.append(told_of_model(exported.bundle, write_model(exported.bundle, repository, existing)))
     return exported, notes
 
 

@@ -6,17 +6,17 @@ built here goes into this box's cache beside the bundle; another device builds i
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from edge.bundle import Bundle
+from edge.engine_cache import engines_beside
 from edge.sessions.gpu import Gpu, find_gpu
-from edge.sessions.trt_build import Progress, obtain_engine, tile_profiles
-
-_MODULES = ("tensorrt", "tensorrt_rtx")
+from edge.sessions.trt_build import obtain_engine
+from edge.sessions.trt_library import find_tensorrt
+from edge.sessions.trt_shapes import tile_profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,8 @@ class DeviceBuild:
 
 def build_for_device(
     bundle: Bundle,
-    progress: Progress | None = None,
     *,
-    find_module: Callable[[], ModuleType | str] | None = None,
+    find_module: Callable[[], ModuleType | str] = find_tensorrt,
     find_device: Callable[[], Gpu | str] = find_gpu,
 ) -> DeviceBuild:
     """Build the bundle's tile engine into this box's cache, or say why the device will do it.
@@ -39,12 +38,12 @@ def build_for_device(
     A stream's engine is always the device's: it is built for the width of its strip.
     Raises SessionError where TensorRT is here and refuses the file: that bundle would fail on the device too.
     """
-    trt = (find_module or find_tensorrt)()
+    trt = find_module()
     device = find_device()
     missing = [reason for reason in (trt, device) if isinstance(reason, str)]
     if isinstance(trt, str) or isinstance(device, str):
         return DeviceBuild(None, f"the engine will be built at the first start on the device: here is {' and '.join(missing)}")
-    obtained = obtain_engine(trt, device, bundle, tile_profiles(bundle.manifest), progress=progress)
+    obtained = obtain_engine(trt, device, bundle, [tile_profile(bundle)], engines_beside(bundle.path))
     if obtained.path is None:
         return DeviceBuild(None, f"the engine builds, but cannot be kept beside {bundle.path}; the device will build its own")
     verb = "kept" if obtained.built is None else "built"
@@ -52,17 +51,3 @@ def build_for_device(
         obtained.path,
         f"engine {verb} for {device.name} with TensorRT {trt.__version__}: {obtained.path}; other devices build theirs",
     )
-
-
-def find_tensorrt(names: tuple[str, ...] = _MODULES) -> ModuleType | str:
-    """TensorRT's Python module, or why there is none."""
-    broken = []
-    for name in names:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                broken.append(f"{name} without {error.name}")
-        except (ImportError, OSError) as error:  # its own libraries are missing, or made for another system
-            broken.append(f"{name} that cannot be loaded ({' '.join(str(error).split())})")
-    return broken[0] if broken else "no TensorRT"

@@ -10,6 +10,17 @@ from pathlib import Path
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers a file stays on one; so do the seed systems, whose shared exports take longest: they begin."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    groups = {item: "seeds" if item.path.parent.name == "seeds" else str(item.path) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: groups[item] != "seeds")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The development images beside the project; tests that need them skip where they are absent."""
@@ -21,9 +32,11 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def interrupts_as_in_a_terminal() -> None:
-    """Run in a shell's background, interrupts are ignored, by the processes that tests start as well."""
+    """Run in a shell's background interrupts are ignored, under nohup hang-ups, by the processes that tests start as well."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

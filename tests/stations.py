@@ -17,14 +17,14 @@ from toy_engines import steel, write_segmenter
 WIDTH = 128
 
 
-def write_strip(folder: Path, lines: int = 3000, image_lines: int = 250, seed: int = 3) -> np.ndarray:
+def write_strip(folder: Path, lines: int = 3000, image_lines: int = 250, seed: int = 3, width: int = WIDTH) -> np.ndarray:
     """A strip with a rectangle every few dozen lines, one streak of a thousand lines, cut into PNG images."""
     rng = np.random.default_rng(seed)
     patches = [
         (line, int(rng.integers(0, 90)), int(rng.integers(5, 40)), int(rng.integers(5, 20)), int(rng.choice([20, 230])))
         for line in range(20, lines - 60, 45)
     ]
-    strip = steel(lines, WIDTH, *patches, (900, 112, 1000, 6, 240))
+    strip = steel(lines, width, *patches, (900, 112, 1000, 6, 240))
     folder.mkdir(parents=True, exist_ok=True)
     for index, first in enumerate(range(0, lines, image_lines)):
         assert cv2.imwrite(str(folder / f"{index:04d}.png"), strip[first : first + image_lines])

@@ -36,7 +36,28 @@ def write_segmenter(folder: Path, **changes: object) -> Path:
     constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
     model = _model(nodes, constants, ["n", 3, "h", "w"])
     manifest = {"kind": "segmenter", "classes": list(SEGMENTER_CLASSES), "activation": "softmax", **changes}
-    return _write(folder, model, manifest)
+    return write_bundle(folder, model, manifest)
+
+
+def write_streaming_segmenter(folder: Path, **changes: object) -> Path:
+    """A segmenter of `dark` and `bright` surroundings of 5 x 5 px, with its streaming engine; every sum is exact in a float."""
+    weights = np.multiply.outer(np.array([0, -1, 1], np.float32), np.full((1, 5, 5), 1 / 128, np.float32))
+    nodes = [
+        helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["grey", "weights", "biases"], ["scores"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
+    ]
+    biases = np.array([0.0, 12.5, -37.5], np.float32)
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
+    model = _model(nodes, constants, ["n", 3, "h", "w"])
+    streamed = stream(onnx.load_model_from_string(model))
+    manifest = {
+        "kind": "segmenter",
+        "classes": list(SEGMENTER_CLASSES),
+        "activation": "softmax",
+        "radius": streamed.reach_lines,
+        "streaming": {"lag_lines": streamed.lag_lines, "states": [state.model_dump() for state in streamed.states]},
+    }
+    return write_bundle(folder, model, manifest | changes, stream_model=bytes(streamed.model.SerializeToString()))
 
 
 def write_gate(folder: Path, **changes: object) -> Path:
@@ -57,7 +78,7 @@ def write_gate(folder: Path, **changes: object) -> Path:
     model = _model(nodes, constants, ["n", 1])
     gate = {"score": 0.5, "recall": 1.0, "passed_clean": 0.0}
     manifest = {"kind": "classifier", "classes": list(GATE_CLASSES), "activation": "sigmoid", "gate": gate, **changes}
-    return _write(folder, model, manifest)
+    return write_bundle(folder, model, manifest)
 
 
 def write_cell_gate(folder: Path, **changes: object) -> Path:
@@ -86,7 +107,7 @@ def write_cell_gate(folder: Path, **changes: object) -> Path:
         "halo": 2 * CELL,
         "streaming": {"lag_lines": streamed.lag_lines, "cell": CELL, "states": states},
     }
-    return _write(folder, model, manifest | changes, stream_model=bytes(streamed.model.SerializeToString()))
+    return write_bundle(folder, model, manifest | changes, stream_model=bytes(streamed.model.SerializeToString()))
 
 
 def write_relative_segmenter(folder: Path, tile: tuple[int, int] = (TILE, TILE), defects: int = 1, **changes: object) -> Path:
@@ -104,7 +125,7 @@ def write_relative_segmenter(folder: Path, tile: tuple[int, int] = (TILE, TILE),
     nodes.append(helper.make_node("Sigmoid" if head == "probabilities" else "Identity", ["logits"], ["scores"]))
     constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(biases, "biases")]
     manifest = {"kind": "segmenter", "classes": ["background", "bright", "dark"][: defects + 1], "activation": "sigmoid"}
-    return _write(folder, _model(nodes, constants, ["n", defects, "h", "w"]), manifest | changes, tile)
+    return write_bundle(folder, _model(nodes, constants, ["n", defects, "h", "w"]), manifest | changes, tile)
 
 
 def relative_logits(tile: np.ndarray, defects: int = 1) -> np.ndarray:
@@ -129,7 +150,7 @@ def write_range_classifier(folder: Path, tile: tuple[int, int] = (TILE, TILE), *
         numpy_helper.from_array(np.array([[0, -6, -7]], np.float32), "biases"),
     ]
     manifest = {"kind": "classifier", "classes": ["clean", "light", "gloomy"], "activation": "softmax"}
-    return _write(folder, _model(nodes, constants, ["n", 3]), manifest | changes, tile)
+    return write_bundle(folder, _model(nodes, constants, ["n", 3]), manifest | changes, tile)
 
 
 def range_logits(tile: np.ndarray) -> np.ndarray:
@@ -166,7 +187,7 @@ def _model(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], score
     return bytes(model.SerializeToString())
 
 
-def _write(
+def write_bundle(
     folder: Path,
     model: bytes,
     changes: dict[str, object],

@@ -9,8 +9,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge.config import SimulatedDefects, apply_override
+from edge.config import SimulatedDefects
 from edge.errors import ConfigError
+from edge.station_document import apply_override
 
 
 class Part(BaseModel):

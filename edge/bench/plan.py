@@ -16,7 +16,8 @@ from edge.bench.results import Part, Station
 from edge.bench.strips import TILE_PX, Strip, fewest_lines, make_strip
 from edge.box import BoxKey
 from edge.config import FolderSource, Mqtt, SimulatedDefects, Sinks, StationConfig
-from edge.engines import Engines, config_hash
+from edge.engines import Engines
+from edge.errors import ConfigError
 from edge.sources.steel_strip import SteelStrip
 
 LATENCY_SHARE = 0.95
@@ -103,7 +104,7 @@ def make_plan(
             mm_per_line=config.scale.mm_per_line,
             mm_per_column=config.scale.mm_per_column,
             line_rate_hz=config.source.line_rate_hz,
-            config_hash=config_hash(config),
+            config_hash=engines.config_hash,
         )
     lines_per_s = _first_look(plan_modes(config)[0], origin, width, budget.pilot_s)
     wanted = round(lines_per_s * budget.parts["pipeline"] / _LAPS)
@@ -124,11 +125,17 @@ def plan_modes(config: StationConfig) -> tuple[StationConfig, ...]:
 
 def strip_width(config: StationConfig) -> int:
     """Columns of the station's strip; of a folder, those of its images. Raises ConfigError, SourceError."""
-    if not isinstance(config.source, FolderSource):
-        return config.source.width
-    from edge.sources.folder import FolderSource as Folder
+    if isinstance(config.source, FolderSource):
+        from edge.sources.folder import FolderSource as Folder
 
-    return Folder(config.source).width
+        return Folder(config.source).width
+    width: int | None = getattr(config.source, "width", None)
+    if width is None:
+        raise ConfigError(
+            "source.width: got none, and no camera is opened to measure; expected its columns, such as --set source.width=4096, "
+            "of a video a simulated source of as many"
+        )
+    return width
 
 
 @contextmanager

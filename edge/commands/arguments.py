@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     """What `register(subparsers)` of every command gets."""
 
 
+def add_camera(parser: argparse.ArgumentParser) -> None:
+    """`--camera NAME`, of a station that has several; lands in `args.camera`."""
+    parser.add_argument("--camera", metavar="NAME", help="the one of the station's cameras, where it has several")
+
+
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """`--set key.path=value`, as often as wanted; lands in `args.overrides`."""
     parser.add_argument(
@@ -18,5 +23,5 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE",
-        help="set a key of the station file, such as source.frame_lines=37; may be given several times",
+        help="set a key of the station file, such as source.frame_lines=37 or cameras.0.queue_frames=8; may be repeated",
     )

@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge.commands.arguments import add_overrides
-from edge.config import StationConfig, parse_config, read_document
+from edge.commands.arguments import add_camera, add_overrides
+from edge.config import StationConfig, parse_config
 from edge.errors import ConfigError
+from edge.station_document import read_document
 
 if TYPE_CHECKING:
     from edge.bench.results import Part
@@ -39,6 +40,7 @@ def register(subparsers: Subparsers) -> None:
         metavar="STATION.yaml",
         help="its engines, rules, scale and width; its source and sinks are not used (default: shipped bundles at 4096 px)",
     )
+    add_camera(parser)
     parser.add_argument("--quick", action="store_true", help="rough figures in less than a minute")
     parser.add_argument(
         "--only", metavar="PART,...", help="some parts alone: engines, pipeline, latency, overload, memory, chunks"
@@ -125,7 +127,9 @@ def parts_of(only: str | None) -> tuple[Part, ...]:
 
 def _station(args: argparse.Namespace) -> tuple[StationConfig, str]:
     if args.config:
-        return parse_config(read_document(args.config), str(args.config), args.overrides), str(args.config)
+        return parse_config(read_document(args.config), str(args.config), args.overrides, camera=args.camera), str(args.config)
+    if args.camera:
+        raise ConfigError(f"--camera: got {args.camera}, and no station file; expected -c with one that lists it")
     return parse_config(shipped_station(), SHIPPED_ORIGIN, args.overrides), SHIPPED_ORIGIN
 
 

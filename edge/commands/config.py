@@ -6,15 +6,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from edge.bundle import Bundle, open_bundle
 from edge.commands.arguments import add_overrides
-from edge.config import StationConfig, load_config, read_document, survey_config
+from edge.config import Camera, StationFile, load_file, stations_of, survey_file
 from edge.errors import BundleError, ConfigError
-from edge.station import check_station
+from edge.station import check_file
+from edge.station_document import read_document
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers
@@ -40,11 +41,11 @@ def register(subparsers: Subparsers) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    config, faults = survey_config(read_document(args.file), args.overrides)
-    if config is not None:
-        bundle = _open(config.bundle, "bundle", faults)
-        gate = _open(config.gate, "gate", faults) if config.gate is not None else None
-        faults += [fault for fault in check_station(config, bundle, gate) if not _told(fault, faults)]
+    file, faults = survey_file(read_document(args.file), args.overrides)
+    if file is not None:
+        bundle = _open(file.bundle, "bundle", faults)
+        gate = _open(file.gate, "gate", faults) if file.gate is not None else None
+        faults += [fault for fault in check_file(file, bundle, gate) if not _told(fault, faults)]
     if faults:
         raise ConfigError("\n".join(f"{args.file}: {fault}" for fault in faults))
     print(f"{args.file}: sound")
@@ -66,15 +67,25 @@ def _told(fault: str, faults: list[str]) -> bool:
 
 
 def _show(args: argparse.Namespace) -> int:
-    config = load_config(args.file, args.overrides)
-    document = config.model_dump(mode="json")
-    if config.sinks.mqtt and config.sinks.mqtt.password is not None:
-        document["sinks"]["mqtt"]["password"] = "***"
+    file = load_file(args.file, args.overrides)
+    document = _filled_in(file)
+    for section in (document["sinks"]["mqtt"], *(each.get("source") for each in (document, *document.get("cameras", [])))):
+        if section and section.get("password") is not None:
+            section["password"] = "***"
     yaml.safe_dump(document, sys.stdout, sort_keys=False, allow_unicode=True)
     return 0
 
 
+def _filled_in(file: StationFile) -> dict[str, Any]:
+    """The file with every default written out; each camera with what it has of the station's keys."""
+    document = file.model_dump(mode="json", exclude={"camera", "source", "cameras"} if file.cameras else {"cameras"})
+    if file.cameras:
+        told = [station.model_dump(mode="json") for station in stations_of(file)]
+        document["cameras"] = [{key: each[key] for key in Camera.model_fields} for each in told]
+    return document
+
+
 def _schema(args: argparse.Namespace) -> int:
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **StationConfig.model_json_schema()}
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **StationFile.model_json_schema()}
     print(json.dumps(schema, indent=2))
     return 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge import diagnosis
 from edge.commands.arguments import add_overrides
-from edge.config import Outbox, SessionOptions, load_config
+from edge.config import Outbox, SessionOptions, load_file
 from edge.diagnosis import Finding, State
 from edge.errors import RustEdgeError
 
@@ -53,7 +53,7 @@ def _examine(args: argparse.Namespace) -> int:
 
 
 def _findings(args: argparse.Namespace) -> Iterator[Finding]:
-    config = load_config(args.config, args.overrides) if args.config else None
+    config = load_file(args.config, args.overrides) if args.config else None
     session = config.session if config else SessionOptions()
     host, port = diagnosis.broker_of(config.sinks.mqtt if config else None)
     yield from diagnosis.software()

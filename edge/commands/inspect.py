@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from edge import config as station_config
-from edge.commands.arguments import add_overrides
-from edge.config import StationConfig, parse_config, read_document
+from edge.commands.arguments import add_camera, add_overrides
+from edge.config import StationConfig, parse_config
 from edge.engines import Engines
 from edge.errors import ConfigError, SourceError
 from edge.events import StripFinished
@@ -24,6 +24,7 @@ from edge.outputs.strip_outputs import OutputPaths, StripOutputs
 from edge.pipeline import Findings, frames_from
 from edge.sources.folder import FolderSource, images_of
 from edge.sources.images import read_image_size
+from edge.station_document import read_document
 
 if TYPE_CHECKING:
     from edge.commands.arguments import Subparsers
@@ -41,6 +42,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "-c", "--config", type=Path, metavar="STATION.yaml", help="a station's rules and engines; its sinks are not used"
     )
+    add_camera(parser)
     parser.add_argument("--bundle", metavar="B", help="segmentation bundle: a shipped name or a path (default: the station's)")
     parser.add_argument("--gate", metavar="G", help="gate bundle: a shipped name or a path; makes it a cascade")
     parser.add_argument(
@@ -69,8 +71,8 @@ def _inspect(args: argparse.Namespace) -> int:
     paths = OutputPaths(args.events, args.mask, args.overlay, args.csv, args.rle, args.contours)
     images = find_inputs(args.inputs, paths)
     origin = str(args.config or "command line")
-    document = read_document(args.config) if args.config else {}
-    config = inspection_config(document, origin, images, args.bundle, args.gate, args.overrides)
+    document, overrides = of_one_camera(read_document(args.config) if args.config else {}, origin, args.camera, args.overrides)
+    config = inspection_config(document, origin, images, args.bundle, args.gate, overrides)
     strip_id = args.strip_id or strip_id_of(args.inputs[0])
     begun = time.perf_counter()
     assert isinstance(config.source, station_config.FolderSource)
@@ -108,6 +110,23 @@ def find_inputs(inputs: Sequence[Path], outputs: OutputPaths) -> list[Path]:
     if not images:
         raise SourceError(f"{', '.join(map(str, inputs))}: holds no image but what this run writes; expected some to inspect")
     return images
+
+
+def of_one_camera(
+    document: dict[str, Any], origin: str, camera: str | None, overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """A station's document with one of its cameras alone, and the overrides that are not yet in it.
+
+    Raises ConfigError where there is no such camera, or where it is not said which.
+    """
+    if camera and not document:
+        raise ConfigError(f"--camera: got {camera}, and no station file; expected -c with one that lists it")
+    mine = [override for override in overrides if override.startswith("cameras.")]
+    if not camera and not mine and "cameras" not in document:
+        return document, list(overrides)
+    kept = {key: value for key, value in document.items() if key not in ("sinks", "outbox")}
+    config = parse_config(kept, origin, mine, camera=camera)
+    return config.model_dump(exclude_unset=True), [override for override in overrides if override not in mine]
 
 
 def inspection_config(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import groupby, pairwise
-from math import prod
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +14,10 @@ from edge.frame import Lines
 from edge.scores import Reading
 from edge.segmenters import MaskRows
 from edge.segmenters.cover import Cover, Rectangle, side_lengths
+from edge.segmenters.crops import Crop, HostCrops, OpenCrops
 from edge.segmenters.gates import Gate
 from edge.segmenters.spans import Spans, check_geometry, last_lines
 from edge.sessions import Scores, Session
-from edge.window import StripWindow
 
 Plane = npt.NDArray[np.uint8]
 
@@ -30,7 +28,7 @@ class CascadeSegmenter:
     gate: its cells are multiples of the stride. threshold: cells whose probability of a defect is at or above it go on.
     band_lines: a multiple of the lines that the gate looks at in one go; bands begin at multiples of it, wherever a run does.
     session: infers crops (n, 1, h, w) of a few sizes, n at most `batch`, a rectangle with the halo around it; reading: what its
-        answers mean.
+        answers mean. crops: who reads the crops with it.
     halo: margin of a crop, a multiple of the stride; with the engine's receptive radius the masks equal the dense ones.
 
     The alarmed cells of a band are covered by rectangles (`Cover`), and all that was computed within these counts: a cell that
@@ -51,6 +49,7 @@ class CascadeSegmenter:
         stride: int,
         reading: Reading,
         batch: int,
+        crops: OpenCrops = HostCrops,
     ) -> None:
         check_geometry(halo=halo, stride=stride, cell_lines=gate.cell_lines, cell_columns=gate.cell_columns)
         if band_lines < 1 or band_lines % gate.spans.step:
@@ -60,11 +59,9 @@ class CascadeSegmenter:
         if batch < 1:
             raise ConfigError(f"tiling.batch: got {batch}; expected at least 1")
         self._gate = gate
-        self._session = session
         self._width = width
         self._threshold = np.float32(threshold)
         self._halo = halo
-        self._reading = replace(reading, steps=session.steps)
         self._band_cells = band_lines // gate.cell_lines
         # were the halo below the radius, a row would depend on all of its crop, also on what the run's end reflects into it
         self._bands = Spans(step=band_lines, before=halo, after=band_lines + halo, delay=0, mirrored=band_lines + halo)
@@ -79,13 +76,11 @@ class CascadeSegmenter:
             heights=heights,
             widths=widths,
         )
-        self._crops = self._allocate_crops(heights, widths, batch)
-        for crops in self._crops.values():
-            session.prepare(crops.shape)
+        self._crops = crops(session, reading, [self._size(rows, columns) for rows in heights for columns in widths], batch)
         # from a crop's first line to the newest one, of a band that waits for nothing but the lines that come next; the ring's
         # end lies between two rows of cells, and so no row of the reduced strip lies at both
-        capacity = self.lag_lines + halo + gate.spans.step + 1
-        self._window = StripWindow(width, -(-capacity // gate.cell_lines) * gate.cell_lines)
+        capacity = self.lag_lines + halo + gate.spans.step + 1 + gate.spans.kept_lines
+        self._window = self._crops.window(width, -(-capacity // gate.cell_lines) * gate.cell_lines)
         self._window.end()
         self._clean = np.zeros((band_lines, width), np.uint8)
         self._clean.flags.writeable = False
@@ -199,45 +194,24 @@ class CascadeSegmenter:
 
     def _segment(self, rectangles: list[Rectangle], top: int, start: int, mask: Plane, confidence: Plane) -> None:
         """Write the classes within the rectangles of a band; row 0 of the planes is line `start`."""
-        for (rows, columns), alike in groupby(rectangles, key=lambda rectangle: (rectangle.rows, rectangle.columns)):
-            crops, waiting = self._crops[rows, columns], list(alike)
-            for first in range(0, len(waiting), len(crops)):
-                some = waiting[first : first + len(crops)]
-                for crop, rectangle in zip(crops[:, 0], some, strict=False):
-                    line, column = self._corner(rectangle, top)
-                    line, column = line - self._halo, column - self._halo
-                    self._window.cut(line, line + crop.shape[0], column, column + crop.shape[1], out=crop)
-                for scores, rectangle in zip(self._session.infer(crops[: len(some)]), some, strict=True):
-                    line, column = self._corner(rectangle, top)
-                    line_start, line_stop = max(line, start), min(line + rows * self._gate.cell_lines, start + len(mask))
-                    if line_start >= line_stop:
-                        continue
-                    column_stop = min(column + columns * self._gate.cell_columns, self._width)
-                    lines = slice(self._halo + line_start - line, self._halo + line_stop - line)
-                    core = scores[:, lines, self._halo : self._halo + column_stop - column]
-                    here = np.s_[line_start - start : line_stop - start, column:column_stop]
-                    mask[here], confidence[here] = self._reading.classes(core)
+        stop, halo = start + len(mask), self._halo
+        wanted = []
+        for rectangle in rectangles:
+            line, column = top + rectangle.row * self._gate.cell_lines, rectangle.column * self._gate.cell_columns
+            line_start, line_stop = max(line, start), min(line + rectangle.rows * self._gate.cell_lines, stop)
+            column_stop = min(column + rectangle.columns * self._gate.cell_columns, self._width)
+            if line_start < line_stop:
+                core = (line_stop - line_start, column_stop - column)
+                size = self._size(rectangle.rows, rectangle.columns)
+                wanted.append(Crop(line - halo, column - halo, size, halo + line_start - line, halo, core))
+        for crop, classes, confidences in self._crops.read(self._window, wanted):
+            line, column = crop.line + crop.top - start, crop.column + crop.left
+            here = np.s_[line : line + crop.core[0], column : column + crop.core[1]]
+            mask[here], confidence[here] = classes, confidences
 
-    def _corner(self, rectangle: Rectangle, top: int) -> tuple[int, int]:
-        """Line and column of the strip where a rectangle of the band at line `top` begins."""
-        return top + rectangle.row * self._gate.cell_lines, rectangle.column * self._gate.cell_columns
-
-    def _allocate_crops(
-        self, heights: tuple[int, ...], widths: tuple[int, ...], batch: int
-    ) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
-        """Batches (batch, 1, h, w) by rows and columns of their rectangles; all in the same memory, one is used at a time."""
-        shapes = {
-            (rows, columns): (
-                batch,
-                1,
-                rows * self._gate.cell_lines + 2 * self._halo,
-                columns * self._gate.cell_columns + 2 * self._halo,
-            )
-            for rows in heights
-            for columns in widths
-        }
-        memory = np.empty(max(map(prod, shapes.values())), np.uint8)
-        return {size: memory[: prod(shape)].reshape(shape) for size, shape in shapes.items()}
+    def _size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Lines and columns of the crop of a rectangle of cells."""
+        return rows * self._gate.cell_lines + 2 * self._halo, columns * self._gate.cell_columns + 2 * self._halo
 
 
 def _stretches(rectangles: list[Rectangle], rows: int) -> Iterator[tuple[int, int, bool]]:

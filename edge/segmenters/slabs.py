@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Iterable, Iterator
 
 from edge.frame import Lines
 from edge.scores import Reading
 from edge.segmenters import MaskRows
+from edge.segmenters.crops import Crop, HostCrops, OpenCrops
 from edge.segmenters.spans import SpanFeed, check_geometry
 from edge.sessions import Session
 from edge.window import padded_columns
@@ -19,17 +18,34 @@ class SlabSegmenter:
 
     session: infers (1, 1, chunk_lines + 2 * halo, padded_columns(width, halo, stride)).
     halo: at least the engine's receptive radius, a multiple of the stride. reading: what the engine's answers mean.
+    crops: who reads the slabs with it.
     Slab k finishes the strip's rows [k * chunk_lines, (k + 1) * chunk_lines), wherever the run begins. Raises ConfigError.
     """
 
-    def __init__(self, session: Session, *, width: int, chunk_lines: int, halo: int, stride: int, reading: Reading) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        width: int,
+        chunk_lines: int,
+        halo: int,
+        stride: int,
+        reading: Reading,
+        crops: OpenCrops = HostCrops,
+    ) -> None:
         check_geometry(halo=halo, stride=stride, chunk_lines=chunk_lines)
-        self._session = session
-        self._reading = replace(reading, steps=session.steps)
-        self._halo = halo
-        self._columns = slice(halo, halo + width)
-        self._feed = SpanFeed(width, step=chunk_lines, before=halo, after=chunk_lines + halo, delay=0)
-        self._slab = np.empty((1, 1, chunk_lines + 2 * halo, padded_columns(width, halo, stride)), np.uint8)
+        self._halo, self._width = halo, width
+        self._size = (chunk_lines + 2 * halo, padded_columns(width, halo, stride))
+        self._slabs = crops(session, reading, [self._size], 1)
+        self._feed = SpanFeed(
+            width,
+            step=chunk_lines,
+            before=halo,
+            after=chunk_lines + halo,
+            delay=0,
+            kept=self._slabs.spans_ahead,
+            open_window=self._slabs.window,
+        )
 
     @property
     def lag_lines(self) -> int:
@@ -46,17 +62,18 @@ class SlabSegmenter:
 
     def push(self, lines: Lines) -> list[MaskRows]:
         """Take the next lines, (h, width) uint8; finished rows come out slab by slab."""
-        return [self._infer(span) for span in self._feed.push(lines)]
+        return self._read(self._feed.push(lines))
 
     def flush(self) -> list[MaskRows]:
         """End the run: its last slab is filled up with reflected lines."""
-        return [self._infer(span) for span in self._feed.finish()]
+        return self._read(self._feed.finish())
 
-    def _infer(self, span: int) -> MaskRows:
-        slab = self._slab[0, 0]
-        top = span * self._feed.step - self._halo
-        self._feed.window.cut(top, top + slab.shape[0], -self._halo, slab.shape[1] - self._halo, out=slab)
-        scores = self._session.infer(self._slab)
-        start, stop = self._feed.rows(span)
-        mask, confidence = self._reading.classes(scores[0, :, start - top : stop - top, self._columns])
-        return MaskRows(start, mask, confidence)
+    def _read(self, spans: Iterable[int]) -> list[MaskRows]:
+        read = self._slabs.read(self._feed.window, self._wanted(spans))
+        return [MaskRows(slab.line + slab.top, mask, confidence) for slab, mask, confidence in read]
+
+    def _wanted(self, spans: Iterable[int]) -> Iterator[Crop]:
+        for span in spans:
+            start, stop = self._feed.rows(span)
+            line = span * self._feed.step - self._halo
+            yield Crop(line, -self._halo, self._size, start - line, self._halo, (stop - start, self._width))

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from edge.errors import ConfigError
 from edge.frame import Lines
 from edge.window import StripWindow
+
+OpenWindow = Callable[[int, int], StripWindow]
+"""Columns of the strip, lines to keep -> a window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Lines of the strip that a streaming engine is fed together.
+
+    line: the first of them, maybe before the strip. before: where the chunks begin that an engine at rest is fed before this
+    one, so that the rows which this one finishes have the bits of an unbroken run.
+    """
+
+    line: int
+    before: range
 
 
 class Spans:
@@ -18,14 +34,16 @@ class Spans:
     rows of it, and the ones before whose lines those rows depend on; where spans overlap because delay is below 0, none
     that begins before another one that the run's begin lies in.
     mirrored: how many lines before a row may, reflected at the run's end, still matter to it.
+    kept: how many spans before the one that is ready can still be cut.
     """
 
-    def __init__(self, *, step: int, before: int, after: int, delay: int, mirrored: int = 0) -> None:
+    def __init__(self, *, step: int, before: int, after: int, delay: int, mirrored: int = 0, kept: int = 0) -> None:
         self.step = step
         self.before = before
         self.after = after
         self._delay = delay
         self._mirrored = mirrored
+        self.kept_lines = kept * step
         self._window: StripWindow | None = None
         self._first_line = 0
         self._span = self._first_span = 0
@@ -45,7 +63,8 @@ class Spans:
         """Lines that a window must keep to which lines are appended at most `step` at a time."""
         # Behind the newest line a cut reaches back over one span; at a run's begin over the lines that are reflected
         # there, at its end over those reflected beyond it.
-        return max(self.before + self.step + 1, self.before + self.after, self._delay + self.after + 1) + self.step
+        reach = max(self.before + self.step + 1, self.before + self.after, self._delay + self.after + 1)
+        return reach + self.step + self.kept_lines
 
     def context_lines(self, first_line: int) -> int:
         """Lines before `first_line` that its spans look at, back to the strip's first line at most."""
@@ -74,6 +93,13 @@ class Spans:
         """The first row that a span finishes, on the run or before it."""
         return span * self.step - self._delay
 
+    def chunk(self, span: int) -> Chunk:
+        """A span as what a streaming engine is fed."""
+        first = max(self._first_span, self._span_of(max(self.first_row(span), self._first_line)))
+        return Chunk(
+            span * self.step - self.before, range(first * self.step - self.before, span * self.step - self.before, self.step)
+        )
+
     def rows(self, span: int) -> tuple[int, int]:
         """Wanted rows of the run that a span finishes, half-open; none where the stop is not above the start."""
         start = self.first_row(span)
@@ -88,12 +114,23 @@ class Spans:
 class SpanFeed:
     """Re-cuts a run to spans and says when each can be cut out of `window`, which is its own. Arguments as of `Spans`."""
 
-    def __init__(self, width: int, *, step: int, before: int, after: int, delay: int, mirrored: int = 0) -> None:
-        self._spans = Spans(step=step, before=before, after=after, delay=delay, mirrored=mirrored)
+    def __init__(
+        self,
+        width: int,
+        *,
+        step: int,
+        before: int,
+        after: int,
+        delay: int,
+        mirrored: int = 0,
+        kept: int = 0,
+        open_window: OpenWindow = StripWindow,
+    ) -> None:
+        self._spans = Spans(step=step, before=before, after=after, delay=delay, mirrored=mirrored, kept=kept)
         self.step = step
         self.before = before
         self.after = after
-        self.window = StripWindow(width, self._spans.capacity)
+        self.window = open_window(width, self._spans.capacity)
         self.window.end()
         self._first_line = 0
 
@@ -127,6 +164,10 @@ class SpanFeed:
         if self.window.line_stop > self._first_line:
             yield from self._ready()
 
+    def chunk(self, span: int) -> Chunk:
+        """A span as what a streaming engine is fed."""
+        return self._spans.chunk(span)
+
     def rows(self, span: int) -> tuple[int, int]:
         """Mask rows of the run that a span finishes, half-open; none where the stop is not above the start."""
         return self._spans.rows(span)
@@ -142,6 +183,11 @@ def last_lines(context: Lines | None, count: int) -> Lines:
     if context is None:
         return np.empty((0, 0), np.uint8)
     return context[max(0, len(context) - count) :]
+
+
+def spans_before(step: int, delay: int) -> int:
+    """How many spans an engine at rest is fed before one whose rows count."""
+    return -(-delay // step)
 
 
 def check_geometry(*, halo: int, stride: int, **sizes: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Iterable, Iterator
 
 from edge.frame import Lines
 from edge.scores import Reading
 from edge.segmenters import MaskRows
-from edge.segmenters.spans import SpanFeed, check_geometry
+from edge.segmenters.chunks import ChunkColumns, HostChunks, OpenChunks, Wanted
+from edge.segmenters.spans import SpanFeed, check_geometry, spans_before
 from edge.sessions import StreamingSession
 from edge.window import padded_columns
 
@@ -19,23 +18,36 @@ class StreamingSegmenter:
 
     session: made for chunks of `padded_columns(width, halo, stride)` columns; its chunk height is the one used here.
     halo: at least the engine's receptive radius, a multiple of the stride. reading: what the engine's answers mean.
+    chunks: who reads the strip's chunks with it.
     Chunk k always holds the strip's lines [k * chunk_lines - before, (k + 1) * chunk_lines - before), so that a restart in
     the middle, and kernels whose rounding depends on a row's place in the chunk, give the same bits; `before` is the halo and
     a little more (`_lines_before`). Raises ConfigError.
     """
 
-    def __init__(self, session: StreamingSession, *, width: int, halo: int, stride: int, reading: Reading) -> None:
+    def __init__(
+        self,
+        session: StreamingSession,
+        *,
+        width: int,
+        halo: int,
+        stride: int,
+        reading: Reading,
+        chunks: OpenChunks = HostChunks,
+    ) -> None:
         check_geometry(halo=halo, stride=stride, chunk_lines=session.chunk_lines)
-        chunk_lines = session.chunk_lines
-        self._session = session
-        self._reading = replace(reading, steps=session.steps)
-        self._halo = halo
-        self._columns = slice(halo, halo + width)
-        self._before = _lines_before(halo, stride, chunk_lines, session.lag_lines)
-        delay = self._before + session.lag_lines
-        self._feed = SpanFeed(width, step=chunk_lines, before=self._before, after=chunk_lines - self._before, delay=delay)
-        self._chunk = np.empty((1, 1, chunk_lines, padded_columns(width, halo, stride)), np.uint8)
-        self._delay = delay
+        step = session.chunk_lines
+        before = _lines_before(halo, stride, step, session.lag_lines)
+        self._delay = before + session.lag_lines
+        self._chunks = chunks(session, reading, ChunkColumns(width, halo, padded_columns(width, halo, stride)))
+        self._feed = SpanFeed(
+            width,
+            step=step,
+            before=before,
+            after=step - before,
+            delay=self._delay,
+            kept=self._chunks.spans_kept(spans_before(step, self._delay)),
+            open_window=self._chunks.window,
+        )
 
     @property
     def lag_lines(self) -> int:
@@ -48,29 +60,26 @@ class StreamingSegmenter:
 
     def start(self, first_line: int, context: Lines | None = None) -> None:
         """Begin a run; what the state held is forgotten."""
-        self._session.reset()
+        self._chunks.begin()
         self._feed.start(first_line, context)
 
     def push(self, lines: Lines) -> list[MaskRows]:
         """Take the next lines, (h, width) uint8; finished rows come out chunk by chunk."""
-        return [rows for span in self._feed.push(lines) for rows in self._step(span)]
+        return self._read(self._feed.push(lines))
 
     def flush(self) -> list[MaskRows]:
         """End the run: reflected lines push the last rows out."""
-        return [rows for span in self._feed.finish() for rows in self._step(span)]
+        return self._read(self._feed.finish())
 
-    def _step(self, span: int) -> list[MaskRows]:
-        first = span * self._feed.step
-        chunk = self._chunk[0, 0]
-        begin, end = first - self._before, first + self._feed.after
-        self._feed.window.cut(begin, end, -self._halo, chunk.shape[1] - self._halo, out=chunk)
-        scores = self._session.step(self._chunk)
-        start, stop = self._feed.rows(span)
-        if stop <= start:
-            return []
-        top = first - self._delay
-        mask, confidence = self._reading.classes(scores[0, :, start - top : stop - top, self._columns])
-        return [MaskRows(start, mask, confidence)]
+    def _read(self, spans: Iterable[int]) -> list[MaskRows]:
+        read = self._chunks.read(self._feed.window, self._wanted(spans))
+        return [MaskRows(wanted.first_line, mask, confidence) for wanted, mask, confidence in read]
+
+    def _wanted(self, spans: Iterable[int]) -> Iterator[Wanted]:
+        for span in spans:
+            start, stop = self._feed.rows(span)
+            top = span * self._feed.step - self._delay
+            yield Wanted(self._feed.chunk(span), start - top, stop - top, start)
 
 
 def _lines_before(halo: int, stride: int, chunk_lines: int, lag_lines: int) -> int:

@@ -32,8 +32,12 @@ class Session(Protocol):
     engine's output declares them.
     """
 
-    backend: str
     steps: Steps | None
+
+    @property
+    def backend(self) -> str:
+        """What computes."""
+        ...
 
     def infer(self, batch: Batch) -> Scores:
         """Scores of a batch. The array may be reused by the next call: copy what must live longer."""
@@ -56,10 +60,14 @@ class StreamingSession(Protocol):
     steps: as of `Session`.
     """
 
-    backend: str
     steps: Steps | None
     chunk_lines: int
     lag_lines: int
+
+    @property
+    def backend(self) -> str:
+        """What computes."""
+        ...
 
     def step(self, chunk: Batch) -> Scores:
         """chunk (1, 1, chunk_lines, width) -> scores (1, channels, chunk_lines / cell, width / cell)."""

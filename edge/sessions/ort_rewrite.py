@@ -57,7 +57,7 @@ def rewrite_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     del rewritten.graph.value_info[:]
-    _free_height_and_width(rewritten)
+    free_height_and_width(rewritten)
     if any(node.op_type == "QuantizeLinear" for node in rewritten.graph.node):
         _to_integers(rewritten)
     return rewritten
@@ -389,7 +389,7 @@ def _image_under(graph: IntegerGraph, tensor: str) -> str:
     return tensor
 
 
-def _free_height_and_width(model: onnx.ModelProto) -> None:
+def free_height_and_width(model: onnx.ModelProto) -> None:
     """Names height and width of the image and of map-like outputs instead of fixing them, where no operator pins them."""
     if len(model.graph.input) != 1:
         return  # a streaming engine is free already, and its states' rows are fixed

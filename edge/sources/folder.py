@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from edge import config
 from edge.errors import ConfigError, ImageError, SourceError
 from edge.frame import Frame, Lines, SourceHealth
+from edge.sources.cutting import cut_frames
 from edge.sources.images import IMAGE_SUFFIXES, read_image, read_image_size
 from edge.sources.pace import Pace
 
@@ -86,31 +84,9 @@ class FolderSource:
     def frames(self, first_line: int = 0) -> Iterator[Frame]:
         """Frames from strip line `first_line` on. Raises ImageError naming the image that does not belong to the strip."""
         pace = Pace(self._options.line_rate_hz, self._closed)
-        height = self._options.frame_lines
-        line, missing, parts = first_line, height - first_line % height, list[Lines]()
-        for image in self._images_from(first_line):
-            used = 0
-            while used < image.shape[0]:
-                parts.append(image[used : used + missing])
-                used += parts[-1].shape[0]
-                missing -= parts[-1].shape[0]
-                if missing == 0:
-                    if not pace.wait_for(line + sum(map(len, parts)) - first_line):
-                        return
-                    frame = self._framed(parts, line)
-                    yield frame
-                    line, missing, parts = frame.line_stop, height, []
-            # neither a view nor this name keeps the image in memory while the next one is read
-            parts = [part.copy() for part in parts]
-            del image
-        if parts and pace.wait_for(line + sum(map(len, parts)) - first_line):
-            yield self._framed(parts, line)
-
-    def _framed(self, parts: list[Lines], line: int) -> Frame:
-        # a copy even of a single part: frames outlive the image they were cut from
-        frame = Frame(np.concatenate(parts), line, time.time_ns())
-        self._health = SourceHealth(self._health.frames + 1, self._health.lines + frame.lines.shape[0])
-        return frame
+        for frame in cut_frames(self._images_from(first_line), first_line, self._options.frame_lines, pace):
+            self._health = SourceHealth(self._health.frames + 1, self._health.lines + frame.lines.shape[0])
+            yield frame
 
     def _images_from(self, line: int) -> Iterator[Lines]:
         """Decoded images from a strip line on, the first one cut to begin there."""

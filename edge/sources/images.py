@@ -23,6 +23,7 @@ DECODER_MAX_LINES = 1_000_000
 """What libpng decodes, whatever the environment says. Source: libpng, pnglibconf.h, PNG_USER_HEIGHT_MAX."""
 
 Pixels = npt.NDArray[np.integer[Any] | np.floating[Any]]
+Levels = npt.NDArray[np.unsignedinteger[Any]]
 
 _GREY_OF_16_BIT = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 """65535 is 255 and 257 * n is n: the nearest of the 256 grey levels."""
@@ -42,14 +43,13 @@ def read_image(path: Path) -> Lines:
     Raises ImageError naming the file where it cannot be read, is truncated, damaged or empty, or holds several pages.
     """
     with _opened(path) as data:
-        size = size_of(data)
-        check_whole(data)
-        name = format_of(data).name
-        pixels = _decoded(data, name, size)
-        if pixels.shape[:2] != (size.lines, size.columns):
-            got = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            raise ImageError(f"damaged: decodes to {got} pixels, its header says {size.columns} x {size.lines}")
-        return grey_lines(pixels)
+        return grey_lines(_pixels_of(data))
+
+
+def read_levels(path: Path) -> Levels:
+    """The same with the levels that the file has, (h, w) uint8 or uint16: for who measures a camera. Raises ImageError."""
+    with _opened(path) as data:
+        return _one_channel(_pixels_of(data))
 
 
 def grey_lines(pixels: Pixels) -> Lines:
@@ -58,6 +58,13 @@ def grey_lines(pixels: Pixels) -> Lines:
     >>> grey_lines(np.array([[0, 128, 129, 65535]], np.uint16))
     array([[  0,   0,   1, 255]], dtype=uint8)
     """
+    levels = _one_channel(pixels)
+    if levels.dtype == np.uint16:
+        return np.asarray(_GREY_OF_16_BIT[levels])
+    return np.asarray(levels, np.uint8)
+
+
+def _one_channel(pixels: Pixels) -> Levels:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"got {pixels.dtype} pixels; expected 8 or 16 bits, unsigned")
     if pixels.ndim == 3:
@@ -67,9 +74,17 @@ def grey_lines(pixels: Pixels) -> Lines:
             raise ImageError(f"got {channels} channels; expected grey, colour, or colour with alpha")
         conversion = code[channels]
         pixels = pixels[:, :, 0] if conversion is None else cv2.cvtColor(pixels, conversion)
-    if pixels.dtype == np.uint16:
-        return np.asarray(_GREY_OF_16_BIT[pixels])
-    return np.asarray(pixels, np.uint8)
+    return np.asarray(pixels, pixels.dtype)
+
+
+def _pixels_of(data: mmap.mmap) -> Pixels:
+    size = size_of(data)
+    check_whole(data)
+    pixels = _decoded(data, format_of(data).name, size)
+    if pixels.shape[:2] != (size.lines, size.columns):
+        got = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise ImageError(f"damaged: decodes to {got} pixels, its header says {size.columns} x {size.lines}")
+    return pixels
 
 
 def _decoded(data: mmap.mmap, name: str, size: ImageSize) -> Pixels:

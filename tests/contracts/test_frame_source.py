@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from emulated_basler import SERIALS
+from rtsp_server import require_rtsp_server, serving
 
 from edge import config
 from edge.bench.strip_source import StripSource
@@ -19,17 +22,33 @@ LINES, WIDTH = 150, 96
 Opener = Callable[[int], FrameSource]
 
 
-@pytest.fixture(params=["folder", "simulated", "bench strip"])
+@pytest.fixture(params=["folder", "simulated", "simulated with a sensor", "bench strip", "video"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Opens a source of 150 lines of 96 columns that hands out frames of that many lines."""
     if request.param == "simulated":
         return lambda frame_lines: open_source(config.SimulatedSource(width=WIDTH, lines=LINES, seed=5, frame_lines=frame_lines))
+    if request.param == "simulated with a sensor":
+        faults = config.SimulatedSensor(distortion=0.05, fall_off_deg=20, dead_columns=(3,), hot_columns=(WIDTH - 1,))
+        return lambda frame_lines: open_source(
+            config.SimulatedSource(width=WIDTH, lines=LINES, seed=5, frame_lines=frame_lines, sensor=faults)
+        )
     grey = np.random.default_rng(0).integers(0, 256, (LINES, WIDTH), np.uint8)
     if request.param == "bench strip":
         return lambda frame_lines: StripSource(grey[:100], frame_lines, None, lines=LINES)
+    if request.param == "video":
+        _write_video(tmp_path / "strip.avi", grey.reshape(5, LINES // 5, WIDTH))
+        return lambda frame_lines: open_source(config.VideoSource(path=tmp_path / "strip.avi", frame_lines=frame_lines))
     for name, (start, stop) in {"a": (0, 37), "b": (37, 38), "c": (38, 150)}.items():
         cv2.imwrite(str(tmp_path / f"{name}.png"), grey[start:stop])
     return lambda frame_lines: open_source(config.FolderSource(path=tmp_path, frame_lines=frame_lines))
+
+
+def _write_video(path: Path, images: np.ndarray) -> None:
+    # FFV1 keeps every bit
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 25, images.shape[:0:-1], isColor=False)
+    for image in images:
+        video.write(image)
+    video.release()
 
 
 def _strip(source: FrameSource, first_line: int = 0) -> np.ndarray:
@@ -103,3 +122,63 @@ def test_a_source_that_was_closed_ends_its_frames(opened: Opener) -> None:
         frames = source.frames()
         next(frames)
     assert list(frames) == []
+
+
+@pytest.fixture(params=["basler", "gentl", "stream"])
+def camera(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FrameSource]:
+    """A camera that delivers frames of 104 lines, not opened yet."""
+    if request.param == "basler":
+        pytest.importorskip("pypylon.pylon", reason="pypylon is not installed")
+        features = {"TestImageSelector": "Testimage1"}
+        yield open_source(
+            config.BaslerSource(serial=SERIALS[0], width=256, frame_lines=104, line_rate_hz=10_000, features=features)
+        )
+    elif request.param == "gentl":
+        genicam = pytest.importorskip("genicam", reason="genicam is not installed")
+        pytest.importorskip("harvesters.core", reason="harvesters is not installed")
+        producer = Path(genicam.__file__).parent / "viky.cti"
+        yield open_source(config.GentlSource(producer=producer, device=0, width=256, frame_lines=104, line_rate_hz=10_000))
+    else:
+        require_rtsp_server()
+        for index in range(4):
+            cv2.imwrite(str(tmp_path / f"{index:03d}.png"), np.full((104, 256), 60 * index, np.uint8))
+        with serving(tmp_path, 100) as (port, _):
+            yield open_source(config.VideoSource(url=f"rtsp://127.0.0.1:{port}/strip", frame_lines=104))
+
+
+def test_a_camera_is_a_frame_source_that_waits_for_nobody(camera: FrameSource) -> None:
+    with camera:
+        assert isinstance(camera, FrameSource)
+        assert not camera.waits
+
+
+def test_frames_of_a_camera_are_grey_in_order_stamped_and_stay_as_they_were(camera: FrameSource) -> None:
+    before = time.time_ns()
+    with camera:
+        frames = list(itertools.islice(camera.frames(), 5))
+        kept = [frame.lines.copy() for frame in frames]
+        width = camera.width
+        later = camera.frames(frames[-1].line_stop)
+        first = next(later)
+    assert list(later) == []
+    assert frames[0].first_line == 0
+    assert first.first_line >= frames[-1].line_stop
+    assert all(frame.lines.dtype == np.uint8 and frame.lines.shape == (104, width) for frame in frames)
+    assert all(before.line_stop <= after.first_line for before, after in itertools.pairwise(frames))
+    stamps = [before, *(frame.captured_ns for frame in frames), time.time_ns()]
+    assert stamps == sorted(stamps)
+    assert all(np.array_equal(frame.lines, lines) for frame, lines in zip(frames, kept, strict=True))
+
+
+def test_a_camera_counts_what_it_handed_out(camera: FrameSource) -> None:
+    with camera:
+        handed_out = 0
+        for _ in camera.frames():
+            handed_out += 1
+            if camera.health().frames:
+                break
+            time.sleep(0.01)
+        health = camera.health()
+    assert 0 < health.frames <= handed_out
+    assert health.lines == health.frames * 104
+    assert set(health.counters) >= {"camera_reconnects", "camera_missing_frames"}

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from processor import require_whole_integer_products
 from small_networks import adding_unet, gate, images
+from tensorrt_sessions import EVERY_VERSION, a_device, bundle_around, open_stream, open_tiles
 
 from calibration.activations import activation_ranges, collect
 from edge.errors import SessionError
 from edge.manifest import Streaming
 from edge.sessions import Session, StreamingSession
 from edge.sessions.ort import OrtSession, OrtStreamingSession
+from edge.sessions.shared import SharedSession
 from export.passes.streaming import StreamedModel, stream
 from export.quantize import quantize, tensors_to_observe
 
 
-def open_ov(model: onnx.ModelProto) -> Session:
+def open_ov(model: onnx.ModelProto, folder: Path) -> Session:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     from edge.sessions.ov import OvSession
 
     return OvSession(model.SerializeToString(), threads=2)
 
 
-def open_ov_stream(engine: StreamedModel, width: int, lines: int) -> StreamingSession:
+def open_ov_stream(engine: StreamedModel, width: int, lines: int, folder: Path) -> StreamingSession:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
     require_whole_integer_products()
     from edge.sessions.ov import OvStreamingSession
@@ -34,21 +38,33 @@ def open_ov_stream(engine: StreamedModel, width: int, lines: int) -> StreamingSe
     return OvStreamingSession(engine.model.SerializeToString(), streaming_of(engine), width, lines, threads=2)
 
 
-def open_ort_stream(engine: StreamedModel, width: int, lines: int) -> StreamingSession:
+def open_ort_stream(engine: StreamedModel, width: int, lines: int, folder: Path) -> StreamingSession:
     return OrtStreamingSession(engine.model.SerializeToString(), streaming_of(engine), width, lines, threads=2)
+
+
+def open_trt(version: str, model: onnx.ModelProto, folder: Path) -> Session:
+    return open_tiles(version, bundle_around(folder / "tiles", model), a_device(version))
+
+
+def open_trt_stream(version: str, engine: StreamedModel, width: int, lines: int, folder: Path) -> StreamingSession:
+    bundle = bundle_around(folder / "stream", adding_unet(), engine)
+    return open_stream(version, bundle, a_device(version), width, lines)
 
 
 def streaming_of(engine: StreamedModel) -> Streaming:
     return Streaming(lag_lines=engine.lag_lines, states=engine.states)
 
 
-SESSIONS: dict[str, Callable[[onnx.ModelProto], Session]] = {
-    "ort": lambda model: OrtSession(model.SerializeToString(), threads=2),
+SESSIONS: dict[str, Callable[[onnx.ModelProto, Path], Session]] = {
+    "ort": lambda model, folder: OrtSession(model.SerializeToString(), threads=2),
     "openvino": open_ov,
+    "shared": lambda model, folder: SharedSession(OrtSession(model.SerializeToString(), threads=2)),
+    **{f"tensorrt {version}": functools.partial(open_trt, version) for version in EVERY_VERSION},
 }
-STREAMING_SESSIONS: dict[str, Callable[[StreamedModel, int, int], StreamingSession]] = {
+STREAMING_SESSIONS: dict[str, Callable[[StreamedModel, int, int, Path], StreamingSession]] = {
     "ort": open_ort_stream,
     "openvino": open_ov_stream,
+    **{f"tensorrt {version}": functools.partial(open_trt_stream, version) for version in EVERY_VERSION},
 }
 
 
@@ -65,28 +81,28 @@ def precision(request) -> str:
 
 
 @pytest.fixture(params=SESSIONS)
-def segmenter(request, precision) -> Session:
-    with SESSIONS[request.param](with_precision(adding_unet(), precision)) as session:
+def segmenter(request, precision, tmp_path) -> Session:
+    with SESSIONS[request.param](with_precision(adding_unet(), precision), tmp_path) as session:
         yield session
 
 
 @pytest.fixture(params=SESSIONS)
-def classifier(request, precision) -> Session:
-    with SESSIONS[request.param](with_precision(gate(), precision)) as session:
+def classifier(request, precision, tmp_path) -> Session:
+    with SESSIONS[request.param](with_precision(gate(), precision), tmp_path) as session:
         yield session
 
 
 @pytest.fixture(params=STREAMING_SESSIONS)
-def streaming(request, precision) -> tuple[StreamingSession, StreamedModel, onnx.ModelProto]:
+def streaming(request, precision, tmp_path) -> tuple[StreamingSession, StreamedModel, Callable[[], Session]]:
     model = with_precision(adding_unet(), precision)
     engine = stream(model)
-    with STREAMING_SESSIONS[request.param](engine, 48, 16) as session:
-        yield session, engine, model
+    with STREAMING_SESSIONS[request.param](engine, 48, 16, tmp_path) as session:
+        yield session, engine, lambda: SESSIONS[request.param](model, tmp_path)
 
 
 def test_a_session_has_the_protocol_s_members_and_names_its_backend(segmenter):
     assert isinstance(segmenter, Session)
-    assert segmenter.backend in SESSIONS
+    assert segmenter.backend in {name.split()[0] for name in SESSIONS} - {"shared"}
 
 
 def test_a_segmenter_gives_a_float32_score_for_every_class_and_pixel(segmenter):
@@ -141,9 +157,9 @@ def test_a_streaming_session_tells_chunk_and_lag(streaming):
 
 
 def test_row_0_of_a_step_is_the_strip_row_that_the_lag_says(streaming):
-    session, engine, model = streaming
+    session, engine, open_whole = streaming
     strip, reach = images(1, 96, 48, seed=4), engine.reach_lines
-    with SESSIONS[session.backend](model) as whole:
+    with open_whole() as whole:
         wanted = whole.infer(strip)
         compared = 0
         for k in range(6):

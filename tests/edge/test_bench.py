@@ -314,6 +314,10 @@ def test_a_run_is_written_and_held_against_an_earlier_one(
         (["--set", "bundle=no-such"], 3, "no-such: no such bundle"),
         (["--box", "README.md", "--only", "chunks"], 2, "README.md"),
         (["-c", "no-such.yaml"], 2, "no-such.yaml: cannot be read"),
+        (["-c", "two.yaml"], 2, "two.yaml: cameras: got 2; expected --camera with one of top, bottom"),
+        (["-c", "two.yaml", "--camera", "left"], 2, "two.yaml: --camera: got left; expected one of top, bottom"),
+        (["-c", "two.yaml", "--camera", "top", "--set", "bundle=no-such"], 3, "no-such: no such bundle"),
+        (["--camera", "top"], 2, "--camera: got top, and no station file"),
     ],
 )
 def test_bad_input_is_one_clear_error_before_anything_is_measured(
@@ -321,6 +325,8 @@ def test_bad_input_is_one_clear_error_before_anything_is_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("# no box\n- a: [")
+    cameras = ", ".join(f"{{camera: {name}, source: {{kind: simulated}}}}" for name in ("top", "bottom"))
+    (tmp_path / "two.yaml").write_text(f"cameras: [{cameras}]")
     assert main(["bench", *words]) == code
     err = capsys.readouterr().err
     assert told in err

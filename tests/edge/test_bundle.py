@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import yaml
 from toy_engines import write_cell_gate, write_gate, write_segmenter
 
 from edge import bundle as bundle_module
-from edge.bundle import Golden, check_golden, compare_golden, file_sha256, open_bundle, shipped_bundles
+from edge.bundle import Bundle, Golden, check_golden, compare_golden, file_sha256, open_bundle, shipped_bundles
 from edge.errors import BundleError
 from edge.sessions import Batch, Scores
 from edge.sessions.ort import OrtSession
@@ -184,11 +185,10 @@ def test_a_manifest_names_only_files_of_its_bundle(segmenter: Path, name: str) -
 class Answering:
     """A session whose answers were changed on the way."""
 
-    backend = "changed"
     steps = None
 
-    def __init__(self, session: OrtSession, change: Callable[[Scores], Scores]) -> None:
-        self._session, self._change = session, change
+    def __init__(self, session: OrtSession, change: Callable[[Scores], Scores], backend: str = "changed") -> None:
+        self._session, self._change, self.backend = session, change, backend
 
     def infer(self, batch: Batch) -> Scores:
         return self._change(self._session.infer(batch).copy())
@@ -253,6 +253,37 @@ def test_an_int8_engine_may_round_a_few_scores_otherwise_a_float_one_may_not(tmp
             else:
                 with pytest.raises(BundleError, match="otherwise"):
                     check_golden(bundle, changed)
+
+
+def answers_as_it_stands(bundle: Bundle) -> Scores:
+    """ONNX Runtime's answer to the golden tiles by the file itself, not rewritten."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    engine = onnxruntime.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+    size = bundle.manifest.input
+    scores: Scores = engine.run(None, {"image": bundle.golden().tiles(size.tile_height, size.tile_width)})[0]
+    return scores
+
+
+@pytest.mark.parametrize("name", ["steel-gate-int8", "steel-unet-int8"])
+def test_a_shipped_int8_file_is_recognised_where_a_server_runs_it_as_it_stands(name: str) -> None:
+    bundle = open_bundle(name)
+    scores = answers_as_it_stands(bundle)
+    with OrtSession(bundle.model_path, threads=1) as session:
+        assert check_golden(bundle, Answering(session, lambda _: scores, "kserve")).changed == 0
+
+
+def test_the_same_rounding_is_refused_of_an_engine_that_this_station_rewrites() -> None:
+    bundle = open_bundle("steel-unet-int8")
+    scores = answers_as_it_stands(bundle)
+    with OrtSession(bundle.model_path, threads=1) as session, pytest.raises(BundleError, match="otherwise"):
+        check_golden(bundle, Answering(session, lambda _: scores))
+
+
+def test_another_engine_of_the_same_network_is_none_that_was_verified() -> None:
+    bundle, other = open_bundle("steel-unet-int8"), open_bundle("steel-unet-fp32")
+    with OrtSession(other.model_path, threads=1) as session, pytest.raises(BundleError, match="otherwise"):
+        check_golden(bundle, session)
 
 
 def test_golden_tiles_are_patches_reflected_down_and_to_the_right() -> None:

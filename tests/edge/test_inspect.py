@@ -165,6 +165,35 @@ def test_a_station_gives_rules_and_engines_but_no_sinks(bench: Bench, capsys: py
     assert not (bench.path / "never.jsonl").exists()
 
 
+def test_of_a_station_with_several_cameras_one_is_named(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    station = bench.path / "station.yaml"
+    document = {
+        "bundle": str(bench.path / "unet"),
+        "filters": {"classes": {"dark": {"ignore": True}}},
+        "sinks": {"jsonl": str(bench.path / "never.jsonl"), "mqtt": {"password": "${NOT_SET_ANYWHERE}"}},
+        "cameras": [
+            {"camera": "top", "source": {"kind": "simulated"}},
+            {"camera": "bottom", "source": {"kind": "simulated"}, "filters": {"classes": {"dark": {"ignore": False}}}},
+        ],
+    }
+    station.write_text(yaml.safe_dump(document))
+    words = ["inspect", str(bench.path / "images"), "-c", str(station), "--json", "--set", "source.frame_lines=11"]
+    found = {}
+    for camera in ("top", "bottom"):
+        assert main([*words, "--camera", camera]) == 0
+        found[camera] = json.loads(capsys.readouterr().out)["defects"]
+    assert found == {"top": {"bright": 1}, "bottom": {"dark": 2, "bright": 1}}
+    assert main([*words, "--camera", "top", "--set", "cameras.0.filters.classes.dark.ignore=false"]) == 0
+    assert json.loads(capsys.readouterr().out)["defects"] == found["bottom"]
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"rust-edge: {station}: cameras: got 2; expected --camera with one of top, bottom\n"
+    assert main([*words, "--camera", "left"]) == 2
+    assert capsys.readouterr().err == f"rust-edge: {station}: --camera: got left; expected one of top, bottom\n"
+    assert main(["inspect", str(bench.path / "images"), "--camera", "top"]) == 2
+    assert "--camera: got top, and no station file" in capsys.readouterr().err
+    assert not (bench.path / "never.jsonl").exists()
+
+
 def test_what_this_run_writes_is_never_its_input(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     mask = str(bench.path / "images" / "mask.png")
     for _ in range(2):

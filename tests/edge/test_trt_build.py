@@ -11,22 +11,15 @@ from small_networks import adding_unet, gate
 from tensorrt_shims import VERSIONS, asked, file_of, tensorrt, unsupported
 
 from edge.bundle import MODEL, STREAM, Bundle, open_bundle, shipped_bundles
-from edge.engine_cache import cache_path
+from edge.engine_cache import cache_path, engines_beside
 from edge.errors import SessionError
 from edge.sessions.gpu import Gpu
-from edge.sessions.trt_build import (
-    BuildOptions,
-    Profile,
-    ShapeRange,
-    build,
-    engine_key,
-    obtain_engine,
-    stream_profiles,
-    tile_profiles,
-)
+from edge.sessions.trt_build import BuildOptions, build, engine_key, obtain_engine
+from edge.sessions.trt_shapes import Profile, ShapeRange, stream_profile, tile_profile
 
 ORIN = Gpu("Orin", "8.7")
-TILES = tile_profiles(open_bundle("steel-gate-int8").manifest)
+TILES: Sequence[Profile] = (tile_profile(open_bundle("steel-gate-int8")),)
+ONE_GATE_TILE: Sequence[Profile] = ({"image": ShapeRange.of(1, 1, 256, 256)},)
 ONE_TILE: Sequence[Profile] = ({"image": ShapeRange.of(1, 1, 32, 48)},)
 
 
@@ -60,14 +53,14 @@ def test_every_version_builds_from_a_file_and_from_bytes(trt, model, precision, 
 
 @pytest.mark.parametrize(("version", "flags"), list(zip(VERSIONS, (["INT8"], [], [], []), strict=True)))
 def test_only_a_weakly_typed_builder_is_told_of_the_precision(version, flags):
-    engine = asked(build(tensorrt(version), open_bundle("steel-gate-int8").model_path, TILES, "int8"))
+    engine = asked(build(tensorrt(version), open_bundle("steel-gate-int8").model_path, ONE_GATE_TILE, "int8"))
     assert engine["flags"] == flags
     assert engine["strongly_typed"] == (not flags)
 
 
 def test_a_version_that_drops_the_last_creation_flag_is_still_built_with():
     trt = tensorrt("11.1.0.106", without=("STRONGLY_TYPED",))
-    assert asked(build(trt, open_bundle("steel-gate-int8").model_path, TILES, "int8"))["flags"] == []
+    assert asked(build(trt, open_bundle("steel-gate-int8").model_path, ONE_GATE_TILE, "int8"))["flags"] == []
 
 
 def test_options_reach_the_builder(trt, model):
@@ -76,14 +69,15 @@ def test_options_reach_the_builder(trt, model):
     assert (engine["workspace"], engine["optimization_level"], engine["flags"]) == (256 << 20, 5, ["TF32"])
 
 
-def test_a_tile_engine_has_one_shape_a_batch_size(trt):
-    engine = asked(build(trt, open_bundle("steel-gate-int8").model_path, TILES, "int8"))
-    assert engine["profiles"] == [{"image": [[n, 1, 256, 256]] * 3} for n in (1, 4, 8, 16)]
+def test_contexts_may_share_a_profile_and_layers_treat_all_of_a_batch_alike_where_a_builder_knows_of_it(trt, model):
+    engine = asked(build(trt, model.SerializeToString(), ONE_TILE, "fp32"))
+    assert ("PROFILE_SHARING_0806" in engine["previews"]) == (int(trt.__version__.split(".")[0]) < 11)
+    assert ("DISTRIBUTIVE_INDEPENDENCE" in engine["beside"]) == (not trt.__version__.startswith(("8", "10.3")))
 
 
 def test_a_streams_state_is_as_wide_as_its_strip():
     manifest = open_bundle("steel-unet-int8").manifest
-    (profile,) = stream_profiles(manifest, width=512, chunk_lines=64)
+    profile = stream_profile(manifest, width=512, chunk_lines=64)
     assert profile["image"] == ShapeRange.of(1, 1, 64, 512)
     assert profile["state_07_encoder_16_0_0_Conv"] == ShapeRange.of(1, 96, 2, 512 // 16)
     assert len(profile) == 1 + len(manifest.streaming.states)
@@ -101,8 +95,8 @@ def test_what_the_builder_refuses_is_told_in_its_own_words(caplog):
         caplog.at_level(logging.ERROR),
         pytest.raises(SessionError, match="builds no engine: Error Code 4: Int8 precision has been set"),
     ):
-        build(tensorrt("8.6.1.6"), open_bundle("steel-gate-int8").model_path, TILES, "fp32")
-    assert [record.name for record in caplog.records] == ["edge.sessions.trt_build"]
+        build(tensorrt("8.6.1.6"), open_bundle("steel-gate-int8").model_path, ONE_GATE_TILE, "fp32")
+    assert [record.name for record in caplog.records] == ["edge.sessions.trt_library"]
 
 
 @pytest.mark.parametrize(
@@ -143,8 +137,8 @@ def test_an_interrupted_build_ends_with_the_interruption(version, model):
 
 
 def test_an_engine_is_built_once_and_kept_beside_the_bundle(trt, bundle):
-    first = obtain_engine(trt, ORIN, bundle, TILES)
-    second = obtain_engine(trt, ORIN, bundle, TILES)
+    first = obtain_engine(trt, ORIN, bundle, TILES, engines_beside(bundle.path))
+    second = obtain_engine(trt, ORIN, bundle, TILES, engines_beside(bundle.path))
     assert first.content == second.content
     assert first.built.startswith("no engine is kept in ")
     assert second.built is None
@@ -157,7 +151,9 @@ CHANGES = {
     "device: Orin, now Thor": {"gpu": Gpu("Thor", "8.7")},
     "compute capability: 8.7, now 11.0": {"gpu": Gpu("Orin", "11.0")},
     "library: tensorrt 10.3.0.30, now tensorrt 10.13.3.9": {"trt": tensorrt("10.13.3.9")},
-    "input shapes: image 4x1x256x256, image 8x1x256x256, image 16x1x256x256, now without it": {"profiles": TILES[:1]},
+    "input shapes: image 1x1x16x16 to 16x1x256x256, now image 1x1x256x256": {
+        "profiles": ({"image": ShapeRange.of(1, 1, 256, 256)},)
+    },
     "builder options: optimization_level=3, now optimization_level=5": {"options": BuildOptions(optimization_level=5)},
 }
 
@@ -173,7 +169,7 @@ def test_an_engine_is_built_again_where_anything_it_depends_on_differs(bundle, c
 
 
 def obtain(bundle, trt, gpu, profiles, options):
-    return obtain_engine(trt, gpu, bundle, profiles, options=options)
+    return obtain_engine(trt, gpu, bundle, profiles, engines_beside(bundle.path), options=options)
 
 
 def test_a_stream_whose_weights_lie_in_the_model_is_keyed_by_both_files(tmp_path):
@@ -181,7 +177,7 @@ def test_a_stream_whose_weights_lie_in_the_model_is_keyed_by_both_files(tmp_path
     folder = tmp_path / "copy"
     shutil.copytree(open_bundle("steel-unet-int8").path, folder)
     bundle = open_bundle(folder)
-    profiles = stream_profiles(bundle.manifest, 512, 64)
+    profiles = [stream_profile(bundle.manifest, 512, 64)]
     before = engine_key(trt, ORIN, bundle, profiles, file=STREAM)
     (folder / MODEL).write_bytes((folder / MODEL).read_bytes() + b"\0")
     assert engine_key(trt, ORIN, bundle, profiles, file=STREAM) != before
@@ -189,7 +185,7 @@ def test_a_stream_whose_weights_lie_in_the_model_is_keyed_by_both_files(tmp_path
 
 def test_an_engine_that_cannot_be_kept_runs_all_the_same(trt, bundle, caplog):
     (bundle.path.parent / "line-3.engines").write_text("a file where the folder should be")
-    obtained = obtain_engine(trt, ORIN, bundle, TILES)
+    obtained = obtain_engine(trt, ORIN, bundle, TILES, engines_beside(bundle.path))
     assert asked(obtained.content)["profiles"]
     assert obtained.path is None
     assert "cannot be kept" in caplog.text
@@ -197,18 +193,25 @@ def test_an_engine_that_cannot_be_kept_runs_all_the_same(trt, bundle, caplog):
 
 
 @pytest.mark.parametrize("name", shipped_bundles())
-def test_the_real_builder_builds_every_shipped_bundle(rtx, name):
+def test_the_real_builder_builds_every_shipped_bundle_for_the_ranges_that_stations_ask_for(rtx, name, tmp_path):
     bundle = open_bundle(name)
-    engine = build(rtx, bundle.model_path, tile_profiles(bundle.manifest, (1, 4)), bundle.manifest.precision)
-    assert len(engine) > 10_000
+    for shape in (None, (1, 1, 416, 672)):
+        obtained = obtain_engine(rtx, ORIN, bundle, [tile_profile(bundle, shape)], tmp_path)
+        assert len(obtained.content) > 10_000
+        assert obtained.path.read_bytes() == obtained.content
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_bundles() if open_bundle(name).stream_path])
-def test_the_real_builder_builds_streams_whose_weights_lie_in_another_file(rtx, name):
+def test_the_real_builder_builds_streams_whose_weights_lie_in_another_file(rtx, name, tmp_path):
     bundle = open_bundle(name)
-    profiles = stream_profiles(bundle.manifest, width=256, chunk_lines=32)
-    engine = build(rtx, bundle.path / STREAM, profiles, bundle.manifest.precision)
-    assert len(engine) > bundle.model_path.stat().st_size / 2
+    profile = stream_profile(bundle.manifest, width=256, chunk_lines=32)
+    obtained = obtain_engine(rtx, ORIN, bundle, [profile], tmp_path, file=STREAM)
+    assert len(obtained.content) > bundle.model_path.stat().st_size / 2
+
+
+def test_the_real_builder_has_no_dla_and_says_so(rtx):
+    with pytest.raises(SessionError, match=r"session.dla: got 0, and TensorRT .* finds none here"):
+        build(rtx, gate().SerializeToString(), ({"image": ShapeRange.of(1, 1, 32, 32)},), "fp32", options=BuildOptions(dla=0))
 
 
 def test_the_real_parser_names_the_node_that_it_refuses(rtx, caplog):

@@ -25,7 +25,7 @@ from edge.sources.steel_strip import SteelStrip
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 DEFECTS = SimulatedDefects(rust_every_mm=40, pit_every_mm=40, inclusion_every_mm=60, scratch_every_mm=60, scratch_max_mm=60)
-SIZES = {"rust-cls": (256, 768), "rust-cnn": (128, 320), "severstal": (256, 1600), "coating": (320, 448), "pits": (430, 530)}
+SIZES = {"rust-cls": (256, 768), "rust-cnn": (128, 320), "severstal": (256, 1600), "coating": (320, 448), "pits": (330, 430)}
 """Lines and columns of the images of each system; those of pits leave a rest that no slice of its own covers."""
 COUNTS = {"severstal": 3}
 

@@ -49,7 +49,7 @@ def test_the_mask_is_the_union_of_all_slices_and_their_rest_is_inspected_too(pit
     assert_same_mask(found.mask[inner], theirs[inner], near[inner])
     assert (found.mask >= theirs)[~near].all()
     # and as it would be if their image were reflected until slices cover all of it
-    whole = np.pad(image, ((0, 524 - height), (0, 624 - width)), mode="reflect")
+    whole = np.pad(image, ((0, 424 - height), (0, 524 - width)), mode="reflect")
     ours, near, _ = (values[:height, :width] for values in plain.union_of_slices(whole, ask))
     assert_same_mask(found.mask, ours, near)
     assert ours[~seen].any()
