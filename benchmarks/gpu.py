@@ -231,7 +231,7 @@ def _versions() -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    from edge.sessions.trt_library import find_tensorrt, version_of
+    from edge.sessions.trt.library import find_tensorrt, version_of
 
     trt = find_tensorrt()
     if not isinstance(trt, str):

@@ -289,7 +289,7 @@ def _ort(options: SessionOptions) -> Runtime:
 
 
 def _tensorrt(options: SessionOptions) -> Runtime:
-    from edge.sessions.trt_library import find_tensorrt, missing_parts, require_supported, version_of
+    from edge.sessions.trt.library import find_tensorrt, missing_parts, require_supported, version_of
 
     if missing := missing_parts():
         raise SessionError(f"no TensorRT engines on this box: it has {', '.join(missing)}")
@@ -301,9 +301,9 @@ def _tensorrt(options: SessionOptions) -> Runtime:
     require_supported(trt)
 
     from edge.cuda.open_devices import OPEN_DEVICES
-    from edge.sessions.trt import TrtSession
-    from edge.sessions.trt_build import BuildOptions
-    from edge.sessions.trt_stream import TrtStreamingSession
+    from edge.sessions.trt.build import BuildOptions
+    from edge.sessions.trt.session import TrtSession
+    from edge.sessions.trt.stream import TrtStreamingSession
 
     build = BuildOptions(workspace_mib=options.workspace_mib, dla=options.dla)
     # without a GPU of that number the backend is not there, rather than there and failing at every bundle
@@ -321,7 +321,7 @@ def _tensorrt(options: SessionOptions) -> Runtime:
 
 def _kserve(options: SessionOptions) -> Runtime:
     # imported here: gRPC is an extra
-    from edge.sessions.kserve import KserveSession, server_software
+    from edge.sessions.kserve.session import KserveSession, server_software
 
     if (server := options.kserve) is None:
         raise SessionError("session.kserve: got none; expected kserve: {url: host:8001}")

@@ -175,7 +175,7 @@ def _openvino() -> Finding:
 
 def tensorrt() -> Finding:
     """What the engines of a GPU need: TensorRT, pycuda, a driver with a GPU; all that is missing at once."""
-    from edge.sessions.trt_library import find_tensorrt, missing_parts, require_supported, version_of
+    from edge.sessions.trt.library import find_tensorrt, missing_parts, require_supported, version_of
 
     trt, missing = find_tensorrt(), missing_parts()
     there = [] if isinstance(trt, str) else [f"TensorRT {version_of(trt)}"]

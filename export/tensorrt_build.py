@@ -14,9 +14,9 @@ from types import ModuleType
 from edge.bundle import Bundle
 from edge.engine_cache import engines_beside
 from edge.sessions.gpu import Gpu, find_gpu
-from edge.sessions.trt_build import obtain_engine
-from edge.sessions.trt_library import find_tensorrt
-from edge.sessions.trt_shapes import tile_profile
+from edge.sessions.trt.build import obtain_engine
+from edge.sessions.trt.library import find_tensorrt
+from edge.sessions.trt.shapes import tile_profile
 
 
 @dataclass(frozen=True, slots=True)

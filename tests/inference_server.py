@@ -13,7 +13,7 @@ import numpy as np
 
 from edge.bundle import Bundle
 from edge.config import Kserve
-from edge.sessions.kserve_messages import SERVICE, message
+from edge.sessions.kserve.messages import SERVICE, message
 from edge.sessions.ort import OrtSession
 
 DATATYPES = {"float32": "FP32", "float16": "FP16", "uint8": "UINT8", "int64": "INT64"}

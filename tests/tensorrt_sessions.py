@@ -12,9 +12,9 @@ from toy_engines import write_bundle
 
 from edge.bundle import Bundle, open_bundle
 from edge.cuda.device import CudaDevice
-from edge.sessions.trt import TrtSession
-from edge.sessions.trt_build import BuildOptions
-from edge.sessions.trt_stream import TrtStreamingSession
+from edge.sessions.trt.build import BuildOptions
+from edge.sessions.trt.session import TrtSession
+from edge.sessions.trt.stream import TrtStreamingSession
 from export.passes.streaming import StreamedModel
 
 EVERY_VERSION = (*VERSIONS, RTX)

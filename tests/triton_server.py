@@ -102,7 +102,7 @@ class Triton:
         """Until it serves these."""
         from edge.config import Kserve
         from edge.errors import SessionError
-        from edge.sessions.kserve_server import InferenceServer
+        from edge.sessions.kserve.server import InferenceServer
 
         until = time.monotonic() + timeout_s
         with InferenceServer(Kserve(url=self.url, retries=0)) as server:

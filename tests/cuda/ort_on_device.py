@@ -12,7 +12,7 @@ from strict_device import StrictDevice, StrictDeviceMemory, StrictStream
 
 from edge.errors import SessionError
 from edge.sessions import Session, StreamingSession
-from edge.sessions.trt_shapes import BUCKETS, bucket_of
+from edge.sessions.trt.shapes import BUCKETS, bucket_of
 
 
 @dataclass

@@ -30,7 +30,7 @@ grpc = pytest.importorskip("grpc", reason="gRPC is not installed: the extra kser
 from certificates import Authority  # noqa: E402
 from inference_server import InferenceServer  # noqa: E402
 
-from edge.sessions.kserve import KserveSession, server_software  # noqa: E402
+from edge.sessions.kserve.session import KserveSession, server_software  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_server_with_tls_is_spoken_to_where_its_authority_is_known(toy: Bundle
 
 def test_tls_to_a_server_without_it_is_told_in_one_line(server: InferenceServer) -> None:
     asks = (
-        "from edge.config import Kserve, Tls; from edge.errors import SessionError; from edge.sessions.kserve import *\n"
+        "from edge.config import Kserve, Tls; from edge.errors import SessionError; from edge.sessions.kserve.session import *\n"
         f"try: server_software(Kserve(url='{server.url}', retries=0, tls=Tls()))\n"
         "except SessionError as error: print(error)"
     )

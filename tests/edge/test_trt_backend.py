@@ -21,8 +21,8 @@ from edge.config import SessionOptions, parse_config
 from edge.cuda import driver, open_devices
 from edge.cuda.open_devices import OpenDevices
 from edge.errors import ConfigError, SessionError
-from edge.sessions import trt_library
-from edge.sessions.trt_progress import build_progress
+from edge.sessions.trt import library
+from edge.sessions.trt.progress import build_progress
 
 VERSION = "10.3.0.30"
 
@@ -47,8 +47,8 @@ def box(monkeypatch) -> Callable[..., list[StrictDevice]]:
             vars(module).update(vars(tensorrt(version, device=opened[-1], **shims)))
             return opened[-1]
 
-        monkeypatch.setattr(trt_library, "missing_parts", lambda: [])
-        monkeypatch.setattr(trt_library, "find_tensorrt", lambda: module)
+        monkeypatch.setattr(library, "missing_parts", lambda: [])
+        monkeypatch.setattr(library, "find_tensorrt", lambda: module)
         monkeypatch.setattr(driver, "open_device", open_device)
         monkeypatch.setattr(open_devices.OPEN_DEVICES, "_open_device", open_device)
         return opened
@@ -113,7 +113,7 @@ def test_auto_goes_on_to_the_cpu_and_says_why_where_the_engine_answers_otherwise
 
 
 def test_what_a_box_lacks_is_one_error_where_the_backend_is_named(toy, monkeypatch):
-    monkeypatch.setattr(trt_library, "missing_parts", lambda: ["no TensorRT", "no pycuda", "no NVIDIA driver (libcuda.so.1)"])
+    monkeypatch.setattr(library, "missing_parts", lambda: ["no TensorRT", "no pycuda", "no NVIDIA driver (libcuda.so.1)"])
     told = r"no TensorRT engines on this box: it has no TensorRT, no pycuda, no NVIDIA driver \(libcuda.so.1\)"
     with pytest.raises(SessionError, match=told):
         scores(toy, SessionOptions(backend="tensorrt"))
@@ -162,7 +162,7 @@ def test_options_of_the_station_reach_the_builder_and_the_engines_key(toy, box, 
 
 def test_the_doctor_says_what_runs_and_what_is_missing(box, monkeypatch):
     box()
-    monkeypatch.setattr(trt_library, "missing_parts", lambda: ["no pycuda", "no NVIDIA driver (libcuda.so.1)"])
+    monkeypatch.setattr(library, "missing_parts", lambda: ["no pycuda", "no NVIDIA driver (libcuda.so.1)"])
     told = "no pycuda, no NVIDIA driver (libcuda.so.1); there is TensorRT 10.3.0.30: engines run on the CPU"
     assert diagnosis.tensorrt() == diagnosis.Finding("tensorrt", diagnosis.State.ABSENT, told, {})
     box()
@@ -200,8 +200,8 @@ def test_the_module_is_not_touched_where_something_is_missing(monkeypatch):
     def load() -> ModuleType:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(trt_library, "find_tensorrt", load)
-    monkeypatch.setattr(trt_library, "missing_parts", lambda: ["no pycuda"])
+    monkeypatch.setattr(library, "find_tensorrt", load)
+    monkeypatch.setattr(library, "missing_parts", lambda: ["no pycuda"])
     from edge.backends import _tensorrt
 
     with pytest.raises(SessionError, match="it has no pycuda"):

@@ -14,8 +14,8 @@ from edge.bundle import MODEL, STREAM, Bundle, open_bundle, shipped_bundles
 from edge.engine_cache import cache_path, engines_beside
 from edge.errors import SessionError
 from edge.sessions.gpu import Gpu
-from edge.sessions.trt_build import BuildOptions, build, engine_key, obtain_engine
-from edge.sessions.trt_shapes import Profile, ShapeRange, stream_profile, tile_profile
+from edge.sessions.trt.build import BuildOptions, build, engine_key, obtain_engine
+from edge.sessions.trt.shapes import Profile, ShapeRange, stream_profile, tile_profile
 
 ORIN = Gpu("Orin", "8.7")
 TILES: Sequence[Profile] = (tile_profile(open_bundle("steel-gate-int8")),)
@@ -96,7 +96,7 @@ def test_what_the_builder_refuses_is_told_in_its_own_words(caplog):
         pytest.raises(SessionError, match="builds no engine: Error Code 4: Int8 precision has been set"),
     ):
         build(tensorrt("8.6.1.6"), open_bundle("steel-gate-int8").model_path, ONE_GATE_TILE, "fp32")
-    assert [record.name for record in caplog.records] == ["edge.sessions.trt_library"]
+    assert [record.name for record in caplog.records] == ["edge.sessions.trt.library"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tensorrt_shims import RTX, VERSIONS, tensorrt
 
 from edge.errors import SessionError
 from edge.sessions.gpu import Gpu
-from edge.sessions.trt_library import find_tensorrt, missing_parts, require_supported, version_of
+from edge.sessions.trt.library import find_tensorrt, missing_parts, require_supported, version_of
 
 
 def test_a_module_that_is_not_there_is_told_from_one_that_is_broken(tmp_path, monkeypatch):

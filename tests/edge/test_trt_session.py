@@ -24,9 +24,9 @@ from edge.errors import BundleError, SessionError
 from edge.sessions.gpu import Gpu
 from edge.sessions.on_device import DeviceSession
 from edge.sessions.ort import OrtSession
-from edge.sessions.trt import TrtSession
-from edge.sessions.trt_build import BuildOptions, build, engine_key
-from edge.sessions.trt_shapes import ShapeRange, tile_profile
+from edge.sessions.trt.build import BuildOptions, build, engine_key
+from edge.sessions.trt.session import TrtSession
+from edge.sessions.trt.shapes import ShapeRange, tile_profile
 
 VERSION = "10.3.0.30"
 RANGES = ["image 1x1x4x4 to 16x1x32x32", "image 1x1x4x4 to 16x1x64x96"]

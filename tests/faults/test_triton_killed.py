@@ -23,7 +23,7 @@ from edge.sessions.ort import OrtSession
 from export.triton import write_model
 
 pytest.importorskip("grpc", reason="gRPC is not installed: the extra kserve")
-from edge.sessions.kserve import KserveSession, server_software
+from edge.sessions.kserve.session import KserveSession, server_software
 
 pytestmark = needs_triton
 MODELS = ("toy", "gate", "cells", "steel-gate-int8", "steel-unet-int8")

@@ -104,7 +104,7 @@ class Stand:
                 return f"{needed} is not installed"
         if self.kind == "strict":
             return None
-        from edge.sessions.trt_library import missing_parts
+        from edge.sessions.trt.library import missing_parts
 
         return ", ".join(part for part in missing_parts() if part != "no pycuda") or None
 
@@ -223,7 +223,7 @@ def _shimmed_tensorrt() -> Iterator[None]:
 @contextlib.contextmanager
 def _real_tensorrt() -> Iterator[None]:
     """As the product finds it, and where pycuda alone is missing through the driver."""
-    from edge.sessions.trt_library import missing_parts
+    from edge.sessions.trt.library import missing_parts
 
     if missing_parts() != ["no pycuda"]:
         yield
@@ -235,9 +235,9 @@ def _real_tensorrt() -> Iterator[None]:
 
 
 def _found(name: str, stands: Callable[[], Any]) -> contextlib.AbstractContextManager[None]:
-    from edge.sessions import trt_library
+    from edge.sessions.trt import library
 
-    return _replaced(trt_library, name, stands)
+    return _replaced(library, name, stands)
 
 
 def _opened_by(open_device: Callable[[int], Any]) -> contextlib.AbstractContextManager[None]:

@@ -10,9 +10,9 @@ import numpy as np
 from edge.cuda.device import CudaDevice, DeviceMemory, Stream
 from edge.errors import SessionError
 from edge.sessions import Batch, Scores
-from edge.sessions.trt_engine import Scratch, Tensor, TrtContext, TrtEngine, free_quietly
-from edge.sessions.trt_shapes import IMAGE, Shape
-from edge.sessions.trt_staging import Staging, open_staging
+from edge.sessions.trt.engine import Scratch, Tensor, TrtContext, TrtEngine, free_quietly
+from edge.sessions.trt.shapes import IMAGE, Shape
+from edge.sessions.trt.staging import Staging, open_staging
 
 
 class LaneMemory:

@@ -13,7 +13,7 @@ from edge.config import Kserve
 from edge.errors import SessionError
 from edge.manifest import Manifest
 from edge.sessions import Batch, Scores, Steps
-from edge.sessions.kserve_server import InferenceServer, TensorType
+from edge.sessions.kserve.server import InferenceServer, TensorType
 
 _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 """Of scores: raw tensors are little-endian. Source: Open Inference Protocol v2, tensor data, raw representation."""

@@ -20,9 +20,9 @@ from edge.bundle import MODEL, Bundle
 from edge.cuda.device import CudaDevice, DeviceMemory, Graph, Stream
 from edge.errors import SessionError
 from edge.sessions.gpu import Gpu
-from edge.sessions.trt_build import BuildOptions, obtain_engine, renew_engine
-from edge.sessions.trt_library import Listener, listener, numpy_type
-from edge.sessions.trt_shapes import Profile
+from edge.sessions.trt.build import BuildOptions, obtain_engine, renew_engine
+from edge.sessions.trt.library import Listener, listener, numpy_type
+from edge.sessions.trt.shapes import Profile
 
 _log = logging.getLogger(__name__)
 _GRAPHS_KEPT: Final = 2

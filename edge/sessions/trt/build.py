@@ -25,9 +25,9 @@ from edge.engine_cache import EngineKey, engine_path, read_engine, write_engine
 from edge.errors import SessionError
 from edge.sessions.gpu import Gpu
 from edge.sessions.ort_rewrite import free_height_and_width
-from edge.sessions.trt_library import listener
-from edge.sessions.trt_progress import Progress, build_progress
-from edge.sessions.trt_shapes import Profile, runs_on_any_size
+from edge.sessions.trt.library import listener
+from edge.sessions.trt.progress import Progress, build_progress
+from edge.sessions.trt.shapes import Profile, runs_on_any_size
 
 _log = logging.getLogger(__name__)
 

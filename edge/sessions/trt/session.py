@@ -18,10 +18,10 @@ from edge.cuda.device import CudaDevice
 from edge.errors import BundleError, SessionError
 from edge.sessions import Batch, Scores, Steps
 from edge.sessions.on_device import Lane
-from edge.sessions.trt_build import BuildOptions
-from edge.sessions.trt_engine import TrtEngine, free_quietly, load_engine
-from edge.sessions.trt_lanes import Side
-from edge.sessions.trt_shapes import BUCKETS, IMAGE, Profile, Shape, ShapeRange, bucket_of, pieces, tile_profile
+from edge.sessions.trt.build import BuildOptions
+from edge.sessions.trt.engine import TrtEngine, free_quietly, load_engine
+from edge.sessions.trt.lanes import Side
+from edge.sessions.trt.shapes import BUCKETS, IMAGE, Profile, Shape, ShapeRange, bucket_of, pieces, tile_profile
 
 _log = logging.getLogger(__name__)
 _SCORE_TYPES: Final = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint8))
@@ -31,7 +31,7 @@ class TrtSession:
     """A bundle's engine for tiles of any batch size; implements `edge.sessions.Session` and `on_device.DeviceSession`.
 
     trt: TensorRT's module. device: lent until the session closes. folder: where built engines are kept, None: nowhere.
-    An engine is built for a range of shapes (`trt_shapes`): of batches of the bundle's tile when the session opens, and of crops
+    An engine is built for a range of shapes (`trt.shapes`): of batches of the bundle's tile when the session opens, and of crops
     and slabs that are larger when one is first prepared or asked for, which takes minutes once on a box; that one has to answer
     the golden tiles, too.
     Each shape has an execution context a bucket of tiles, on either of two streams; parts of a large batch take the two by turns,

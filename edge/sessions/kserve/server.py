@@ -1,6 +1,6 @@
 """A connection to an inference server: every call with a deadline, tried again where waiting may help, told in words where not.
 
-The client is made of `grpcio` alone, with messages of its own (`edge.sessions.kserve_messages`). `tritonclient[grpc]` wants an
+The client is made of `grpcio` alone, with messages of its own (`edge.sessions.kserve.messages`). `tritonclient[grpc]` wants an
 older protobuf than `onnx` brings, and NumPy extensions and an HTTP client that nothing here uses; grpcio is alive, and has wheels
 for x86-64 and aarch64.
 """
@@ -23,7 +23,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 try:
     import grpc
 
-    from edge.sessions.kserve_messages import SERVICE, message
+    from edge.sessions.kserve.messages import SERVICE, message
 except ImportError as error:
     raise SessionError(
         f"no gRPC ({error}); install rust-edge[kserve], or choose another session.backend: openvino, ort"

@@ -15,10 +15,10 @@ from edge.cuda.device import CudaDevice, DeviceMemory
 from edge.errors import SessionError
 from edge.manifest import Streaming
 from edge.sessions import Batch, Scores, Steps
-from edge.sessions.trt_build import BuildOptions
-from edge.sessions.trt_engine import Scratch, Tensor, TrtContext, TrtEngine, free_quietly, load_engine
-from edge.sessions.trt_shapes import IMAGE, Shape, stream_profile
-from edge.sessions.trt_staging import Staging, open_staging
+from edge.sessions.trt.build import BuildOptions
+from edge.sessions.trt.engine import Scratch, Tensor, TrtContext, TrtEngine, free_quietly, load_engine
+from edge.sessions.trt.shapes import IMAGE, Shape, stream_profile
+from edge.sessions.trt.staging import Staging, open_staging
 
 
 class StreamLane:
