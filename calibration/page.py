@@ -63,7 +63,9 @@ def flat_field_report(measured: FlatFieldMeasurement, figures: dict[str, Any], p
         ),
     )
     told: list[tuple[Value, ...]] = [
-        (key, str(value)) for key, value in provenance.model_dump(mode="json", exclude={"images"}).items() if value is not None
+        (key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        for key, value in provenance.model_dump(mode="json", exclude={"images"}).items()
+        if value is not None
     ]
     bad: list[tuple[Value, ...]] = [(one.column, one.reason) for one in measured.bad]
     sections = (
