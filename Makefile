@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(BIN)/rust-edge demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 $(ARGS)
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/gpu $(ARGS)

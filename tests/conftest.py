@@ -6,19 +6,22 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several workers a file stays on one; so do the seed systems, whose shared exports take longest: they begin."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    groups = {item: "seeds" if item.path.parent.name == "seeds" else str(item.path) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: groups[item] != "seeds")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Among several workers a file stays on one; so do the seed systems, whose exports are shared and take longest."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "seeds" if "/seeds/" in file else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
