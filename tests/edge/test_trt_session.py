@@ -153,6 +153,8 @@ def test_a_later_engine_that_answers_the_golden_tiles_otherwise_is_refused(toy, 
         check_golden(toy, session)
         with pytest.raises(SessionError, match=r"an engine for other sizes: .* tensorrt answers the golden tiles otherwise"):
             session.prepare((1, 1, 52, 88))
+        # a context must not outlive its engine
+        assert {engine for side in session._sides for engine, _ in side._contexts} == set(session._engines)
         check_golden(toy, session)
 
 
